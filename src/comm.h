@@ -1,0 +1,34 @@
+/* comm.h: the ranks of the job. Everything marked Collective must be called by every rank, from the main thread. */
+#ifndef CNNSCOPE_COMM_H
+#define CNNSCOPE_COMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+void comm_start(int *argc, char ***argv); /* Collective. MPI_THREAD_FUNNELED; installs MPI_Abort as die()'s end */
+_Noreturn void comm_end(int status);      /* Collective. Leaves MPI and the process */
+
+int comm_rank(void);
+int comm_size(void);
+int comm_local_rank(void); /* among the ranks of this node */
+int comm_local_size(void);
+int comm_cores(void); /* cores of this rank's affinity mask / the node's ranks that share any of them, at least 1 */
+
+/* Collective. Ends the error_caught() step before it (error.h): where any rank died in it, the lowest one's message is
+ * printed once and every rank leaves with its exit status. */
+void comm_all_ok(void);
+
+/* Collective. Host memory. */
+void comm_broadcast(void *data, size_t bytes);                          /* from rank 0 */
+void comm_all_gather(void *all, const void *mine, size_t bytes_each);   /* all: comm_size() blocks, in rank order */
+void comm_max(double *values, int count);
+void comm_sum_int64(int64_t *values, size_t count); /* exact, hence the same for any number of ranks */
+void comm_max_int64(int64_t *values, size_t count);
+void comm_barrier(void);
+
+/* Collective. Device memory (comm_mpi.c | comm_nccl.c): equal blocks, in rank order; mine may lie inside all, in its
+ * own place. */
+void comm_all_gather_device(void *all, const void *mine, size_t bytes_each);
+
+#endif

@@ -1,0 +1,93 @@
+/* error.c: die(), and the one step a die() can jump out of. See error.h. */
+#include "error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MESSAGE_BYTES = 4096, UNFINISHED_BYTES = 4096, WAIT_MS_PER_RANK = 40, WAIT_MS_MAX = 1000 };
+
+static _Thread_local jmp_buf jump;
+static _Thread_local bool armed;
+static _Thread_local char pending[MESSAGE_BYTES];
+static _Thread_local int pending_status;
+
+static void (*end_job)(int status) = exit;
+static int rank_number;
+static char unfinished[UNFINISHED_BYTES];
+
+static _Noreturn void fail(int status, const char *format, va_list args) {
+    char message[MESSAGE_BYTES];
+    vsnprintf(message, sizeof message, format, args);
+    if (armed) {
+        armed = false;
+        memcpy(pending, message, sizeof pending);
+        pending_status = status;
+        longjmp(jump, 1);
+    }
+    error_remove_unfinished();
+    int ms = rank_number * WAIT_MS_PER_RANK < WAIT_MS_MAX ? rank_number * WAIT_MS_PER_RANK : WAIT_MS_MAX;
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+    error_print(message);
+    end_job(status);
+    _Exit(status);
+}
+
+void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fail(1, format, args);
+}
+
+void die_usage(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fail(2, format, args);
+}
+
+jmp_buf *error_arm(void) {
+    armed = true;
+    pending_status = 0;
+    return &jump;
+}
+
+bool error_pending(const char **message, int *status) {
+    armed = false;
+    *message = pending;
+    *status = pending_status;
+    return pending_status != 0;
+}
+
+void error_print(const char *message) {
+    char line[MESSAGE_BYTES + 16];
+    int length = snprintf(line, sizeof line - 1, "cnnscope: %s", message);
+    if (length > (int)sizeof line - 2)
+        length = (int)sizeof line - 2;
+    for (int i = 0; i < length; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+            line[i] = '?';
+    line[length++] = '\n';
+    fflush(stdout);
+    if (write(STDERR_FILENO, line, (size_t)length) < 0) /* one write: lines of several ranks never mix */
+        return;
+}
+
+void error_set_end(void (*end)(int status), int rank) {
+    end_job = end;
+    rank_number = rank;
+}
+
+void error_set_unfinished(const char *path) {
+    unfinished[0] = '\0';
+    if (path)
+        snprintf(unfinished, sizeof unfinished, "%s", path);
+}
+
+void error_remove_unfinished(void) {
+    if (unfinished[0])
+        unlink(unfinished);
+    unfinished[0] = '\0';
+}

@@ -1,0 +1,23 @@
+/* progress.h: what the job is doing, and how long each stage took.
+ *
+ * One line per stage on rank 0's stderr: count, rate, remaining time; redrawn on a terminal, every 10 s in a log.
+ * Stages do not nest. Seconds per stage go into the results file as run_seconds_STAGE (maximum over ranks). */
+#ifndef CNNSCOPE_PROGRESS_H
+#define CNNSCOPE_PROGRESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+double progress_now(void); /* seconds, monotonic */
+void progress_quiet(bool quiet);
+void progress_begin(const char *stage, const char *unit, int64_t total); /* "forward", "samples"; total over all ranks */
+void progress_at(int64_t done, const char *note); /* note: "" or a short text behind the count, as "KL 1.62" */
+void progress_end(const char *note);
+
+/* One line for the person who runs the job, between stages. */
+void progress_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+int progress_stages(void); /* finished ones */
+const char *progress_stage(int index, double *seconds);
+
+#endif
