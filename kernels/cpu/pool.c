@@ -1,0 +1,164 @@
+/* pool.c: max pooling and global average pooling, on plain and blocked values alike (a plain value has blocks of one
+ * channel, so only blocked ones run at the width of a vector).
+ *
+ * Max pooling is ours and not oneDNN's because of ties: among equal values the first in row-major order of the window
+ * gets the gradient, as in PyTorch. What is kept for backward is that position, two bytes an output. Padding takes no
+ * part: windows are cut at the border. NaN wins, as in PyTorch. */
+#include <string.h>
+
+#include "cpu.h"
+
+struct KMaxPool {
+    ConvShape shape;
+    Layout layout;
+    int batch;
+};
+
+typedef struct {
+    int top, left, bottom, right; /* rows top..bottom-1, columns left..right-1 of the input */
+} Window;
+
+static inline __attribute__((always_inline)) Window window_at(const ConvShape *s, int y, int x) {
+    Window w = {y * s->stride_height - s->pad_top, x * s->stride_width - s->pad_left, 0, 0};
+    w.bottom = w.top + s->kernel_height < s->in_height ? w.top + s->kernel_height : s->in_height;
+    w.right = w.left + s->kernel_width < s->in_width ? w.left + s->kernel_width : s->in_width;
+    w.top = w.top > 0 ? w.top : 0;
+    w.left = w.left > 0 ? w.left : 0;
+    return w;
+}
+
+KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
+    if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
+        cpu_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
+                 shape->kernel_width);
+    KMaxPool *pool = dev_alloc(sizeof *pool);
+    *pool = (KMaxPool){.shape = *shape, .layout = layout, .batch = batch};
+    return pool;
+}
+
+void k_max_pool_free(KMaxPool *pool) {
+    dev_free(pool);
+}
+
+size_t k_max_pool_saved(const KMaxPool *pool) {
+    const ConvShape *s = &pool->shape;
+    return k_value_bytes(pool->layout, pool->batch, s->out_channels, s->out_height, s->out_width) / sizeof(float) *
+           sizeof(uint16_t);
+}
+
+/* One block of channels: out (out_height, out_width, width), in (in_height, in_width, width). */
+static inline __attribute__((always_inline)) void pool_block(float *out, uint16_t *saved, const float *in,
+                                                             const ConvShape *s, int width) {
+    for (int y = 0; y < s->out_height; y++)
+        for (int x = 0; x < s->out_width; x++, out += width) {
+            const Window w = window_at(s, y, x);
+            float best[CPU_WIDTH_MAX];
+            int32_t position[CPU_WIDTH_MAX];
+            const float *first = in + ((int64_t)w.top * s->in_width + w.left) * width;
+            for (int c = 0; c < width; c++) {
+                best[c] = first[c];
+                position[c] = 0;
+            }
+            for (int i = w.top, here = 0; i < w.bottom; i++)
+                for (int j = w.left; j < w.right; j++, here++) {
+                    const float *value = in + ((int64_t)i * s->in_width + j) * width;
+#pragma omp simd
+                    for (int c = 0; c < width; c++) {
+                        bool better = value[c] > best[c] || value[c] != value[c];
+                        best[c] = better ? value[c] : best[c];
+                        position[c] = better ? here : position[c];
+                    }
+                }
+            memcpy(out, best, (size_t)width * sizeof *out);
+            if (saved) {
+                for (int c = 0; c < width; c++)
+                    saved[c] = (uint16_t)position[c];
+                saved += width;
+            }
+        }
+}
+
+static inline __attribute__((always_inline)) void unpool_block(float *din, const float *dout, const uint16_t *saved,
+                                                               const ConvShape *s, int width) {
+    memset(din, 0, (size_t)s->in_height * (size_t)s->in_width * (size_t)width * sizeof *din);
+    for (int y = 0; y < s->out_height; y++)
+        for (int x = 0; x < s->out_width; x++, dout += width, saved += width) {
+            const Window w = window_at(s, y, x);
+            for (int i = w.top, here = 0; i < w.bottom; i++)
+                for (int j = w.left; j < w.right; j++, here++) {
+                    float *to = din + ((int64_t)i * s->in_width + j) * width;
+#pragma omp simd
+                    for (int c = 0; c < width; c++)
+                        to[c] += saved[c] == here ? dout[c] : 0;
+                }
+        }
+}
+
+CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in) {
+    (void)lane;
+    const ConvShape *s = &pool->shape;
+    const int width = cpu_width(pool->layout);
+    const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
+    const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
+    const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    for (int64_t block = 0; block < blocks; block++) {
+        uint16_t *positions = saved ? (uint16_t *)saved + block * out_step : NULL;
+        switch (width) {
+        case 16: pool_block(out + block * out_step, positions, in + block * in_step, s, 16); break;
+        case 8: pool_block(out + block * out_step, positions, in + block * in_step, s, 8); break;
+        default: pool_block(out + block * out_step, positions, in + block * in_step, s, 1);
+        }
+    }
+}
+
+CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved) {
+    (void)lane;
+    const ConvShape *s = &pool->shape;
+    const int width = cpu_width(pool->layout);
+    const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
+    const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
+    const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    for (int64_t block = 0; block < blocks; block++) {
+        const uint16_t *positions = (const uint16_t *)saved + block * out_step;
+        switch (width) {
+        case 16: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 16); break;
+        case 8: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 8); break;
+        default: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 1);
+        }
+    }
+}
+
+/* Sums each row of pixels, then the rows: the error grows with H + W and not with H * W. */
+CPU_CLONES void k_global_average_forward(Lane *lane, float *out, const float *in, Layout in_layout, int B, int C, int H,
+                                         int W) {
+    (void)lane;
+    const int width = cpu_width(in_layout);
+    for (int b = 0; b < B; b++)
+        for (int block = 0; block < C; block += width) {
+            float total[CPU_WIDTH_MAX] = {0};
+            for (int y = 0; y < H; y++) {
+                float row[CPU_WIDTH_MAX] = {0};
+                for (int x = 0; x < W; x++, in += width)
+#pragma omp simd
+                    for (int c = 0; c < width; c++)
+                        row[c] += in[c];
+                for (int c = 0; c < width; c++)
+                    total[c] += row[c];
+            }
+            for (int c = 0; c < width && block + c < C; c++)
+                out[(int64_t)b * C + block + c] = total[c] / ((float)H * (float)W);
+        }
+}
+
+void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const float *dout, int B, int C, int H, int W) {
+    (void)lane;
+    const int width = cpu_width(in_layout);
+    for (int b = 0; b < B; b++)
+        for (int block = 0; block < C; block += width) {
+            float share[CPU_WIDTH_MAX] = {0};
+            for (int c = 0; c < width && block + c < C; c++)
+                share[c] = dout[(int64_t)b * C + block + c] / ((float)H * (float)W);
+            for (int64_t p = 0; p < (int64_t)H * W; p++, din += width)
+                memcpy(din, share, (size_t)width * sizeof *din);
+        }
+}

@@ -1,0 +1,213 @@
+/* tsne_affinity.c: the affinities P of t-SNE, from all pairs of points.
+ *
+ * Each thread takes a group of 16-row blocks, computes their distances to all points into its scratch, and works on
+ * them there. Distances are computed three times (search, count, fill) rather than kept: N^2 floats are 400 MB at
+ * 10,000 points already. Price of one pass: N^2 D / 2 instructions of 16 floats per 16 rows, 0.03 s for 10,000 points
+ * in 10 dimensions, 2 s in 784, on 2 cores.
+ *
+ * d_ij and d_ji, c(j|i) + c(i|j) and its mirror image are the same operations on the same numbers: P is symmetric to
+ * the last bit, whichever ranks its two halves lie on. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "tsne_inner.h"
+
+enum {
+    NARROW = 64,      /* up to this many dimensions all points stay in the cache, and a group is one block */
+    WIDE_GROUP = 4,   /* else a group of four reads the points once for all */
+    PASSES_MAX = 150, /* of the search; Newton's method takes 6 to 12 */
+};
+static const double ENTROPY_TOLERANCE = 1e-6, BETA_LEAST = 1e-20, BETA_MOST = 1e30;
+
+/* The search of one row: entropy falls as beta grows; too_small and too_large enclose the answer. */
+typedef struct {
+    double beta, too_small, too_large;
+    bool done;
+} Search;
+
+static int group_blocks(int width);
+static int64_t column_count(int64_t points);
+static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks);
+static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity);
+static void search_step(Search *search, double entropy, double wanted, double variance);
+static double natural_log(double x);
+
+void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float scale) {
+    const int64_t blocks = (rows + TSNE_BLOCK - 1) / TSNE_BLOCK;
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++)
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            int64_t place = b * TSNE_BLOCK + l;
+            const float *from = place < rows ? x + place * width : NULL;
+            for (int i = 0; i < width; i++)
+                packed[(b * width + i) * TSNE_BLOCK + l] = from ? from[i] * scale : 0;
+        }
+}
+
+size_t k_tsne_affinity_scratch(int64_t points, int width) {
+    return (size_t)omp_get_max_threads() * (size_t)group_blocks(width) * (size_t)column_count(points) * TSNE_BLOCK *
+           sizeof(float);
+}
+
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch) {
+    const int group = group_blocks(shape->width);
+    const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
+    const double wanted = natural_log(perplexity);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t b = 0; b < shape->count; b += group) {
+        float *d = (float *)scratch + omp_get_thread_num() * group * stride;
+        int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
+        group_distances(d, x, shape, shape->first + b, blocks);
+        for (int i = 0; i < blocks; i++)
+            search_block(rows + (b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, d + i * stride, shape->first + b + i,
+                         shape->points, wanted);
+    }
+}
+
+void k_tsne_count(int64_t *columns, const float *x, const float *rows, const TsneShape *shape, float least,
+                  void *scratch) {
+    const TsneInner *inner = tsne_inner();
+    const int group = group_blocks(shape->width);
+    const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t b = 0; b < shape->count; b += group) {
+        float *d = (float *)scratch + omp_get_thread_num() * group * stride;
+        int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
+        group_distances(d, x, shape, shape->first + b, blocks);
+        for (int i = 0; i < blocks; i++)
+            columns[b + i] = inner->select(NULL, NULL, NULL, d + i * stride, shape->points,
+                                           rows + (shape->first + b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, rows, least, 0);
+    }
+}
+
+void k_tsne_fill(const TsneAffinities *affinities, TsneBlockSums *sums, const float *x, const float *rows,
+                 const TsneShape *shape, float least, void *scratch) {
+    const TsneInner *inner = tsne_inner();
+    const int group = group_blocks(shape->width);
+    const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
+    const float p_scale = (float)(0.5 / (double)shape->points);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t b = 0; b < shape->count; b += group) {
+        float *d = (float *)scratch + omp_get_thread_num() * group * stride;
+        int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
+        group_distances(d, x, shape, shape->first + b, blocks);
+        for (int i = 0; i < blocks; i++) {
+            int64_t start = affinities->start[b + i];
+            TsneRowSums row_sums;
+            inner->select(affinities->value + start * TSNE_BLOCK, affinities->column + start, &row_sums, d + i * stride,
+                          shape->points, rows + (shape->first + b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, rows, least,
+                          p_scale);
+            TsneBlockSums *out = &sums[b + i];
+            *out = (TsneBlockSums){.entries = row_sums.entries};
+            memcpy(out->kept, row_sums.kept, sizeof out->kept);
+            memcpy(out->dropped, row_sums.dropped, sizeof out->dropped);
+            for (int l = 0; l < TSNE_BLOCK; l++)
+                out->p_log_p += row_sums.p_log_p[l];
+        }
+    }
+}
+
+static int group_blocks(int width) {
+    return width > NARROW ? WIDE_GROUP : 1;
+}
+
+/* Distances are computed for whole blocks of columns; those past the last point are not read. */
+static int64_t column_count(int64_t points) {
+    return (points + TSNE_BLOCK - 1) / TSNE_BLOCK * TSNE_BLOCK;
+}
+
+/* d (blocks, columns, 16); TSNE_FAR from a point to itself, and in padded rows. */
+static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks) {
+    const TsneInner *inner = tsne_inner();
+    const int64_t columns = column_count(shape->points), stride = columns * TSNE_BLOCK;
+    const int64_t block_floats = (int64_t)shape->width * TSNE_BLOCK;
+    int64_t present = columns / TSNE_BLOCK - first; /* blocks past the points have no coordinates to read */
+    present = present < 0 ? 0 : present < blocks ? present : blocks;
+    for (int64_t j = 0; present && j < columns / TSNE_BLOCK; j++)
+        inner->distances(d + j * TSNE_BLOCK * TSNE_BLOCK, stride, (int)present, x + first * block_floats,
+                         x + j * block_floats, shape->width);
+    for (int b = 0; b < blocks; b++)
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            int64_t row = (first + b) * TSNE_BLOCK + l;
+            if (row < shape->points)
+                d[b * stride + row * TSNE_BLOCK + l] = TSNE_FAR;
+            else
+                for (int64_t j = 0; j < columns; j++)
+                    d[b * stride + j * TSNE_BLOCK + l] = TSNE_FAR;
+        }
+}
+
+/* Newton's method on ln(beta) for 16 rows at once, each with a bisection to fall back on: all rows go through every
+ * pass, and those that are done keep their beta. */
+static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity) {
+    const TsneInner *inner = tsne_inner();
+    float *beta = mine + TSNE_ROW_BETA * TSNE_BLOCK, *low = mine + TSNE_ROW_LOW * TSNE_BLOCK;
+    float *scale = mine + TSNE_ROW_SCALE * TSNE_BLOCK;
+    Search search[TSNE_BLOCK];
+    double total[TSNE_BLOCK], sums[3 * TSNE_BLOCK];
+    inner->row_range(low, total, d, points);
+    for (int l = 0; l < TSNE_BLOCK; l++) {
+        bool real = block * TSNE_BLOCK + l < points;
+        double mean = total[l] / (double)(points - 1) - low[l];
+        double start = real && mean > 0 ? 1 / mean : 1;
+        search[l] = (Search){fmin(fmax(start, BETA_LEAST), BETA_MOST), 0, 0, !real};
+        beta[l] = real ? (float)search[l].beta : 0;
+        low[l] = real ? low[l] : 0;
+        scale[l] = 0;
+    }
+    bool all_done = false;
+    for (int pass = 0; pass < PASSES_MAX && !all_done; pass++) {
+        inner->moments(sums, d, points, beta, low);
+        all_done = true;
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            if (search[l].done)
+                continue;
+            double sum = sums[l], mean = sums[TSNE_BLOCK + l] / sum;
+            scale[l] = (float)(1 / sum);
+            search_step(&search[l], natural_log(sum) + mean, log_perplexity,
+                        sums[2 * TSNE_BLOCK + l] / sum - mean * mean);
+            if (pass + 1 < PASSES_MAX && !search[l].done)
+                beta[l] = (float)search[l].beta;
+            all_done = all_done && search[l].done;
+        }
+    }
+}
+
+/* variance is that of t = beta (d - low): the entropy changes by minus it per unit of ln(beta). Where the perplexity is
+ * out of reach (more ties at the least distance than that; or nearly N of it), beta ends at a bound. */
+static void search_step(Search *search, double entropy, double wanted, double variance) {
+    double excess = entropy - wanted;
+    bool at_bound = excess > 0 ? search->beta >= BETA_MOST : search->beta <= BETA_LEAST;
+    if (fabs(excess) <= ENTROPY_TOLERANCE || at_bound) {
+        search->done = true;
+        return;
+    }
+    if (excess > 0)
+        search->too_small = search->beta;
+    else
+        search->too_large = search->beta;
+    double step = variance > 0 ? excess / variance : (excess > 0 ? 2 : -2);
+    step = fmin(fmax(step, -2), 2);
+    double factor = 1 + fabs(step) + 0.5 * step * step; /* near enough to e^|step| */
+    double next = step > 0 ? search->beta * factor : search->beta / factor;
+    bool below = next <= search->too_small, above = search->too_large > 0 && next >= search->too_large;
+    if ((below || above) && search->too_small > 0 && search->too_large > 0)
+        next = sqrt(search->too_small) * sqrt(search->too_large);
+    search->beta = fmin(fmax(next, BETA_LEAST), BETA_MOST);
+}
+
+/* ln x for normal x > 0, the same bits with every libm: x = m 2^k, and the series of ln m in (m - 1) / (m + 1). */
+static double natural_log(double x) {
+    int k;
+    double m = frexp(x, &k);
+    if (m < 0.70710678118654752) {
+        m *= 2;
+        k--;
+    }
+    double s = (m - 1) / (m + 1), power = s, sum = 0;
+    for (int i = 1; i < 25; i += 2, power *= s * s)
+        sum += power / i;
+    return 2 * sum + k * 0.69314718055994531;
+}

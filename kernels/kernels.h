@@ -1,0 +1,245 @@
+/* kernels.h: everything the device does.
+ *
+ * Two implementations, chosen when the program is linked: kernels/cpu (C, OpenMP, oneDNN, OpenBLAS) and kernels/cuda.
+ * Callers never ask which. "Device memory" of the CPU build is host memory, reached through the same calls.
+ * Kernels allocate nothing: what they need besides their operands is passed in, from the caller's memory plan.
+ * Outputs come first, then inputs, then sizes. `dX` is the gradient of X.
+ *
+ * Legend of sizes (ints unless said): B samples of a batch, C channels, H rows, W columns, K outputs (categories);
+ * N points of a t-SNE or PCA (int64), D their dimensions, A axes of a map (2 or 3). Arrays are C order, float32.
+ *
+ * Determinism: every float is computed by one owner in one fixed order, so that no result depends on the number of
+ * threads, lanes or ranks, nor on the other samples of a batch. */
+#ifndef CNNSCOPE_KERNELS_H
+#define CNNSCOPE_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum { DT_U8, DT_I8, DT_U16, DT_I16, DT_U32, DT_I32, DT_U64, DT_I64, DT_F16, DT_BF16, DT_F32, DT_F64, DT_BOOL } DType;
+
+/* ---- The device, and its memory (memory.c) ------------------------------------------------------------------- */
+
+/* First call of all, once: take device `device` (ignored on the CPU) and `threads` threads (CPU: of OpenMP). */
+void dev_start(int device, int threads);
+
+/* How a kernel that cannot go on ends the run (memory, libraries): `fail` is given a message without newline and does
+ * not return. Before it is set, the message goes to stderr and the process exits with status 1. */
+void dev_on_failure(void (*fail)(const char *message));
+
+/* The level of instructions the libraries may use, as an ordered number; ranks agree on the least before any kernel
+ * is made. Results of different levels differ by rounding. */
+int dev_isa(void);
+void dev_limit_isa(int isa);
+
+/* What must be equal on all ranks for equal bits, besides the level: names of the library cores in use. */
+const char *dev_core(void);
+
+size_t dev_available(void); /* bytes this process could still allocate on the device, as far as is known */
+void *dev_alloc(size_t bytes); /* 64-byte aligned, contents undefined; dies when there is not enough */
+void dev_free(void *memory);   /* NULL is allowed */
+void dev_upload(void *device, const void *host, size_t bytes);
+void dev_download(void *host, const void *device, size_t bytes);
+
+/* ---- Lanes: who works on a batch of the network (nn.c) ---------------------------------------------------------
+ * A batch goes through the whole graph on one lane. CPU: a lane is a thread and its cache; CUDA: a stream. Functions
+ * that take a lane may be called for different lanes at the same time, from different threads. */
+typedef struct Lane Lane;
+int lane_count(void);                /* lanes worth having on this device */
+Lane *lane_new(size_t memory_bytes); /* with zeroed device memory of that size for activations and scratch */
+void lane_free(Lane *lane);
+void *lane_memory(Lane *lane);
+void lane_sync(Lane *lane); /* wait for all that was asked of the lane */
+/* In the lane's order; done at lane_sync. */
+void lane_copy(Lane *lane, void *device_to, const void *device_from, size_t bytes);
+void lane_download(Lane *lane, void *host, const void *device, size_t bytes);
+
+/* How a value lies in memory; opaque outside of kernels. PLAIN is NCHW (or row-major). */
+typedef enum { LAYOUT_PLAIN, LAYOUT_BLOCKED } Layout;
+
+/* Bytes of a value of B samples of (C, H, W); for a vector of K units pass C = K, H = W = 1. More than the values
+ * themselves: kernels work on whole groups of samples and channels, and the rest up to there is theirs. */
+size_t k_value_bytes(Layout layout, int B, int C, int H, int W);
+
+/* plain (B,C,H,W) <- a value in `layout`, and back. */
+void k_to_plain(Lane *lane, float *plain, const float *value, Layout layout, int B, int C, int H, int W);
+void k_from_plain(Lane *lane, float *value, Layout layout, const float *plain, int B, int C, int H, int W);
+
+/* ---- Operations of the network --------------------------------------------------------------------------------
+ * Each is prepared once per process (primitives made, weights brought into the device's order) and shared by lanes.
+ * `in` and `out` are in the layouts given or chosen when preparing. backward gives din from dout, in eval mode:
+ * samples are independent, parameters are constants. scratch: k_*_scratch bytes of lane memory, 64-byte aligned. */
+typedef struct {
+    int in_channels, out_channels;
+    int in_height, in_width, out_height, out_width;
+    int kernel_height, kernel_width, stride_height, stride_width;
+    int pad_top, pad_left, pad_bottom, pad_right;
+} ConvShape; /* 2-D cross-correlation, as torch.nn.Conv2d */
+
+typedef struct KConv KConv;
+/* weight (out_channels, in_channels, kernel_height, kernel_width), bias (out_channels) or NULL: host, not kept.
+ * *out_layout is chosen here. backward: whether k_conv_backward will be called. */
+KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, int batch, const float *weight,
+                  const float *bias, bool backward);
+void k_conv_free(KConv *conv);
+size_t k_conv_scratch(const KConv *conv);
+void k_conv_forward(Lane *lane, const KConv *conv, float *out, const float *in, void *scratch);
+void k_conv_backward(Lane *lane, const KConv *conv, float *din, const float *dout, void *scratch);
+
+/* Batch norm in eval mode, y = x * scale + shift per channel (two roundings, never fused), with or without the relu
+ * that follows; the fused pair does the same arithmetic as the two. relu alone: scale and shift NULL. Both may work in
+ * place (out == in, din == dout). Backward needs the relu's output, NULL without a relu (any value > 0 there passes
+ * the gradient, as in PyTorch). scale and shift are not kept. */
+typedef struct KAffine KAffine;
+KAffine *k_affine_new(Layout layout, int batch, int C, int H, int W, const float *scale, const float *shift, bool relu);
+void k_affine_free(KAffine *affine);
+void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float *in);
+void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out);
+
+typedef struct KMaxPool KMaxPool; /* ties: the first of the window in row-major order, as in PyTorch */
+KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch); /* in_channels == out_channels */
+void k_max_pool_free(KMaxPool *pool);
+size_t k_max_pool_saved(const KMaxPool *pool); /* bytes kept from forward to backward: where each maximum was */
+/* saved NULL: not kept. */
+void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in);
+void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved);
+
+/* Mean over H and W, (B,C,H,W) -> plain (B,C). */
+void k_global_average_forward(Lane *lane, float *out, const float *in, Layout in_layout, int B, int C, int H, int W);
+void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const float *dout, int B, int C, int H, int W);
+
+/* out (B, outputs) = in (B, inputs) weight^T + bias. Values are plain, and their memory that of k_value_bytes: a device
+ * may make the product with a fixed, larger number of rows, so that no row depends on the batch size.
+ * weight (outputs, inputs), bias (outputs) or NULL: host, not kept. backward: whether k_linear_backward will be called. */
+typedef struct KLinear KLinear;
+KLinear *k_linear_new(int batch, int inputs, int outputs, const float *weight, const float *bias, bool backward);
+void k_linear_free(KLinear *linear);
+size_t k_linear_scratch(const KLinear *linear);
+void k_linear_forward(Lane *lane, const KLinear *linear, float *out, const float *in, void *scratch);
+void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const float *dout, void *scratch);
+
+/* ---- Into and out of the network (nn.c) ------------------------------------------------------------------------ */
+
+typedef struct {
+    DType dtype;          /* of the pixels */
+    bool channels_last;   /* (B,H,W,C) instead of (B,C,H,W) */
+    int channels, height, width;
+    double scale;         /* x = (pixel * scale - mean[c]) / std[c], rounded once to float32 */
+    double mean[16], std[16]; /* of channel min(c, 15) */
+} PixelTransform;
+
+/* out plain (B,C,H,W) <- pixels (host) of `count` <= B samples; the rest of the batch becomes zeros. */
+void k_input(Lane *lane, float *out, const void *pixels, const PixelTransform *transform, int count, int B);
+
+/* prediction (B): the first largest of K logits; K = 1: 1 where the logit is > 0, else 0. */
+void k_predict(Lane *lane, int32_t *prediction, const float *logits, int B, int K);
+
+/* seed (B, K): 1 at the predicted output, else 0 (K = 1: 1). Gradient of one logit per sample. */
+void k_seed(Lane *lane, float *seed, const int32_t *prediction, int B, int K);
+
+/* map (B,H,W) = max over channels of |gradient (B,C,H,W)|, then (x - low) / (high - low) with the sample's bounds
+ * low, high (B); a constant map becomes zeros. Simonyan et al. 2014. */
+void k_saliency(Lane *lane, float *map, float *low, float *high, const float *gradient, int B, int C, int H, int W);
+
+/* map (B,H,W) = relu(sum_c mean_xy(gradient_c) value_c), normalised like k_saliency. Selvaraju et al. 2017. */
+void k_gradcam(Lane *lane, float *map, float *low, float *high, const float *value, const float *gradient, int B, int C,
+               int H, int W);
+
+/* ---- Dense linear algebra of PCA (linalg.c) --------------------------------------------------------------------
+ * x (rows, D): the rank's rows, device. Sums over rows are sums of integers: exact, so that neither the number of ranks
+ * nor that of threads nor the BLAS changes a bit. scale: powers of two (0 for a column without content) such that
+ * |x - center| * scale <= 1. */
+
+/* most (D) = largest |x - center| of each column, 0 of no rows; center NULL: zeros. */
+void k_column_most(double *most, const float *x, int64_t rows, int width, const double *center);
+/* sums (D) of ((x - center) * scale)^power, power 1 or 2, in units of 2^-bits, each term rounded. */
+void k_column_sums(int64_t *sums, const float *x, int64_t rows, int width, const double *center, const double *scale,
+                   int power, int bits);
+
+/* Products of two columns, summed over the rows: (high + low 2^-bits) 2^(-2 bits) with bits <= 22 and rows of the whole
+ * job * 4^bits <= 2^62. k_covariance: of (x - center) * scale with itself, (D, D), both triangles. k_back_project: of
+ * (x - center) * scale with t (rows, K) * t_scale, (D, K). */
+size_t k_covariance_scratch(void);
+void k_covariance(int64_t *high, int64_t *low, const float *x, int64_t rows, int width, const double *center,
+                  const double *scale, int bits, void *scratch);
+void k_back_project(int64_t *high, int64_t *low, const float *x, int64_t rows, int width, const double *center,
+                    const double *scale, const double *t, int columns, const double *t_scale, int bits, void *scratch);
+
+/* t (rows, K) = (x - center) axes^T, axes (K, D). A row's result does not depend on its place. */
+void k_project(double *t, const float *x, int64_t rows, int width, const double *center, const double *axes, int K);
+void k_round(float *out, const double *in, int64_t count);
+
+/* Host memory, for the one rank that solves: values (k, descending) and vectors (k, n) of a symmetric matrix (n, n),
+ * which is overwritten; false if LAPACK fails. c (m, n) = alpha a (m, k) b (k, n) + beta c, b given as (n, k) if
+ * transposed. */
+bool k_eigen(double *values, double *vectors, double *matrix, int n, int k);
+void k_dense_product(double *c, const double *a, const double *b, bool transposed, int m, int n, int k, double alpha,
+                     double beta);
+
+/* ---- t-SNE (tsne.c, tsne_affinity.c) -----------------------------------------------------------------------------
+ * Points are in an order where near ones stand together, in blocks of 16, the lanes; the last block is padded. x is
+ * (blocks, D, 16), y (blocks, A, 16), both of all points; a rank owns `count` whole blocks from `first`, and what is
+ * said to be "of the rank" has these only. Blocks past the points are legal and empty.
+ * No result depends on first and count, so none depends on the number of ranks. */
+enum { TSNE_BLOCK = 16 };
+
+typedef struct {
+    int64_t points;       /* N */
+    int64_t first, count; /* blocks of this rank */
+    int width, axes;      /* D, A */
+} TsneShape;
+
+/* What a row knows of its own distribution: c(j|i) = exp(-beta_i (d_ij - low_i)) * scale_i, sum over j != i is 1. */
+enum { TSNE_ROW_BETA, TSNE_ROW_LOW, TSNE_ROW_SCALE, TSNE_ROW_NUMBERS };
+
+/* P of the rank's rows: for each block the columns where any of its 16 rows keeps a pair. */
+typedef struct {
+    int64_t *start;   /* (count + 1) */
+    uint32_t *column; /* (start[count]) points, ascending in each block */
+    float *value;     /* (start[count], 16), zero where that row does not keep the pair */
+} TsneAffinities;
+
+typedef struct {
+    double kept[TSNE_BLOCK], dropped[TSNE_BLOCK]; /* per row: sums of c(j|i) + c(i|j), 2N times the p */
+    double p_log_p;                               /* sum over the kept pairs of the block */
+    int64_t entries;                              /* pairs kept in the block */
+} TsneBlockSums;
+
+/* packed (ceil(rows / 16), D, 16) <- x (rows, D), times scale (a power of two). */
+void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float scale);
+
+/* Bytes of scratch for the three below. They work on blocks [shape->first, + shape->count). */
+size_t k_tsne_affinity_scratch(int64_t points, int width);
+/* rows (count, TSNE_ROW_NUMBERS, 16): entropy of each row's distribution = ln(perplexity) to 1e-6, where it can be. */
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch);
+/* columns (count): of each block; rows: of all blocks; a pair is kept where c(j|i) or c(i|j) is at least `least`. */
+void k_tsne_count(int64_t *columns, const float *x, const float *rows, const TsneShape *shape, float least,
+                  void *scratch);
+/* affinities and sums (count) from affinities->start, which follows from the columns. */
+void k_tsne_fill(const TsneAffinities *affinities, TsneBlockSums *sums, const float *x, const float *rows,
+                 const TsneShape *shape, float least, void *scratch);
+
+/* force (count, A, 16) of the rank: sum over all pairs of w^2 (y_i - y_j); z (count): sums of w over a share of the
+ * pairs, such that all blocks together have every ordered pair once. Fixed-point numbers, in units of
+ * k_tsne_force_unit and k_tsne_z_unit: sums of integers are exact in any order. */
+size_t k_tsne_repulsion_scratch(const TsneShape *shape);
+double k_tsne_force_unit(int64_t points);
+double k_tsne_z_unit(int64_t points);
+void k_tsne_repulsion(int64_t *force, int64_t *z, const float *y, const TsneShape *shape, void *scratch);
+
+/* force (count, A, 16) of the rank: sum of p w (y_i - y_j). cross (count), if not NULL: - sum of p ln w. */
+void k_tsne_attraction(double *force, double *cross, const TsneAffinities *affinities, const float *y,
+                       const TsneShape *shape);
+
+typedef struct {
+    double exaggeration, momentum, learning_rate;
+} TsneStep;
+
+/* One step of gradient descent with gains, on the rank's part y_mine (count, A, 16) of the map, its update and gains;
+ * z (z_blocks): of all ranks. norm (count), if not NULL: sums of (gain * gradient)^2. */
+void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const double *attraction,
+                   const int64_t *repulsion, const int64_t *z, int64_t z_blocks, const TsneShape *shape,
+                   const TsneStep *step);
+
+#endif
