@@ -1,0 +1,25 @@
+/* model.h: a trained network, from any of the files users have, as one Graph. */
+#ifndef CNNSCOPE_MODEL_H
+#define CNNSCOPE_MODEL_H
+
+#include "graph.h"
+
+typedef struct {
+    Graph *graph;
+    char sha256[65]; /* of the file, hexadecimal */
+} Model;
+
+/* The network in `bytes`, the whole file. The input's height and width come from the images, and its channels must
+ * match theirs. A .pth must hold the notebook's CNN: conv1, bn1, relu1, pool1, conv2, bn2, relu2, pool2, gap, fc, with
+ * sizes read from the tensors' shapes (padding kernel / 2). The output layer's node is called "logits"; its own name
+ * (fc) means the same to model_layer. Dies naming the missing, misshapen or non-finite tensor. */
+Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path, Shape input);
+
+/* Node index of the layer called `name` (module path, '.' and '_' alike). Exits 2, listing the layers, when there is
+ * none; `option` is named in that message. */
+int model_layer(const Model *model, const char *name, const char *option);
+
+/* `cnnscope inspect --model FILE`: prints tensors, layers and shapes to stdout; no MPI. */
+void model_inspect(const char *path);
+
+#endif

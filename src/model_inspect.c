@@ -1,0 +1,89 @@
+/* model_inspect.c: `cnnscope inspect`. Prints whatever tensors a file has, so that it helps most with a file that
+ * cannot be run: the reason comes last, as the one line on stderr, after all that could be read.
+ *
+ * A file does not say how large its images are: the graph is made for a nominal size, and sizes are printed as shares
+ * of H and W (rounded down, as pooling does). */
+#include <stdio.h>
+
+#include "dataset.h"
+#include "error.h"
+#include "model.h"
+#include "pth.h"
+#include "sha256.h"
+
+enum { NOMINAL = 64, NAME_WIDTH = 28 };
+
+static void print_shape(const Tensor *tensor) {
+    printf("(");
+    for (int d = 0; d < tensor->rank; d++)
+        printf("%s%lld", d ? ", " : "", (long long)tensor->shape[d]);
+    printf(tensor->rank == 1 ? ",)\n" : ")\n");
+}
+
+static void print_file(const StateDict *state, const void *bytes, size_t size) {
+    char hex[65];
+    sha256_hex(hex, bytes, size);
+    printf("file    %s, %zu bytes\n", state->path, size);
+    printf("format  torch.save, %s\n", state->format);
+    printf("sha256  %s\n", hex);
+    if (*state->found_under)
+        printf("under   key %s of a checkpoint\n", state->found_under);
+    if (*state->prefix)
+        printf("prefix  %s, taken off every name\n", state->prefix);
+    if (*state->globals)
+        printf("skipped objects of %s; nothing of the pickle is run\n", state->globals);
+}
+
+static void print_tensors(const StateDict *state) {
+    int64_t elements = 0;
+    printf("\n%-*s  %-8s  %s\n", NAME_WIDTH, "tensor", "type", "shape");
+    for (int i = 0; i < state->count; i++) {
+        const Tensor *tensor = &state->tensors[i];
+        printf("%-*s  %-8s  ", NAME_WIDTH, *tensor->name ? tensor->name : "(a bare tensor)", dtype_name(tensor->dtype));
+        print_shape(tensor);
+        elements += tensor->size;
+    }
+    for (int i = 0; i < state->skipped_count; i++)
+        printf("%-*s  (%s)\n", NAME_WIDTH, state->skipped[i].name, state->skipped[i].what);
+    printf("%d tensors, %lld elements\n", state->count, (long long)elements);
+}
+
+static void print_size(char axis, int size) {
+    if (size == NOMINAL)
+        printf(", %c", axis);
+    else
+        printf(", %c/%d", axis, NOMINAL / size);
+}
+
+static void print_layers(const Graph *graph) {
+    printf("\n%-10s  %-20s  %-7s  %s\n", "layer", "operation", "window", "output for images of (C, H, W)");
+    for (int i = 0; i < graph->count; i++) {
+        const Node *node = &graph->nodes[i];
+        char window[32] = "";
+        if (node->op == OP_CONV || node->op == OP_MAX_POOL)
+            snprintf(window, sizeof window, "%d x %d", node->window.kernel_height, node->window.kernel_width);
+        printf("%-10s  %-20s  %-7s  (%d", node->name, graph_op_name(node->op), window, node->shape.channels);
+        if (shape_is_spatial(node->shape)) {
+            print_size('H', node->shape.height);
+            print_size('W', node->shape.width);
+            printf(")\n");
+        } else {
+            printf(",)\n");
+        }
+    }
+}
+
+void model_inspect(const char *path) {
+    Arena *arena = arena_new();
+    size_t size;
+    const void *bytes = dataset_file_bytes(arena, path, &size);
+    const StateDict *state = pth_read(arena, bytes, size, path);
+    print_file(state, bytes, size);
+    print_tensors(state);
+
+    const Tensor *first = state_find(state, "conv1.weight");
+    bool has_channels = first && first->rank == 4 && first->shape[1] >= 1 && first->shape[1] < 1 << 20;
+    int channels = has_channels ? (int)first->shape[1] : 1;
+    print_layers(model_open(arena, bytes, size, path, (Shape){channels, NOMINAL, NOMINAL})->graph);
+    arena_free(arena);
+}
