@@ -1,0 +1,397 @@
+/* job.c: opens and checks the inputs of a run, and describes the run in the results file. See job.h.
+ *
+ * Every rank opens every file (headers are small), so that a wrong one is found by all at once; the model is read by
+ * rank 0 alone and broadcast, because a thousand ranks reading one file hurt a parallel file system. */
+#include "job.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm.h"
+#include "error.h"
+#include "progress.h"
+
+static void choose_samples(Job *job, int64_t in_file, const char *spec) {
+    const Options *o = job->options;
+    int64_t to = o->samples_to < 0 ? in_file : o->samples_to;
+    if (to > in_file)
+        die_usage("--samples %s: %s holds %lld samples", o->samples, spec, (long long)in_file);
+    job->from = o->samples_from;
+    job->shard = shard_of(to - job->from, o->batch, comm_rank(), comm_size());
+    int64_t mapped = o->tsne_samples >= 0 && o->tsne_samples < job->shard.total ? o->tsne_samples : job->shard.total;
+    if (o->tsne > 0 && o->perplexity >= (double)mapped)
+        die_usage("--perplexity %g: must be less than the number of samples, %lld (or give --tsne 0)", o->perplexity,
+                  (long long)mapped);
+}
+
+static void transform_constants(Job *job, const List *list, const char *option, double *values, int channels) {
+    if (list->count != 1 && list->count != channels)
+        die_usage("--%s: %d values for images of %d channels", option, list->count, channels);
+    if (list->count > 16)
+        die_usage("--%s: more than 16 values", option);
+    for (int c = 0; c < 16; c++) {
+        const char *text = list->items[c < list->count ? c : list->count - 1];
+        if (!parse_double(text, &values[c]) || (values == job->transform.std && values[c] <= 0))
+            die_usage("--%s %s: expected %s", option, text, values == job->transform.std ? "positive numbers" : "numbers");
+    }
+}
+
+/* (N,H,W) or (N,C,H,W) or (N,H,W,C): the transform says which. */
+static void describe_images(Job *job) {
+    Dataset *images = job->images;
+    Options *o = job->options;
+    PixelTransform *t = &job->transform;
+    t->dtype = images->dtype;
+    t->channels_last = strcmp(o->layout, "NHWC") == 0 && images->rank == 4;
+    if (images->rank != 3 && images->rank != 4)
+        die("%s: an array of %d dimensions, expected images as (N,H,W) or (N,C,H,W)", images->spec, images->rank);
+    int64_t size[3] = {1, images->shape[1], images->shape[2]}; /* C, H, W */
+    if (images->rank == 4) {
+        size[0] = images->shape[t->channels_last ? 3 : 1];
+        size[1] = images->shape[t->channels_last ? 1 : 2];
+        size[2] = images->shape[t->channels_last ? 2 : 3];
+    }
+    if (size[0] < 1 || size[1] < 1 || size[2] < 1 || size[0] * size[1] > (1 << 30) / size[2])
+        die("%s: images of %lld channels of %lld x %lld, expected at least 1 of each and less than 2^30 values",
+            images->spec, (long long)size[0], (long long)size[1], (long long)size[2]);
+    t->channels = (int)size[0];
+    t->height = (int)size[1];
+    t->width = (int)size[2];
+    if (job->options->command != COMMAND_RUN)
+        return;
+    bool is_float = t->dtype == DT_F16 || t->dtype == DT_F32 || t->dtype == DT_F64;
+    if (o->scale == 0 && t->dtype != DT_U8 && !is_float)
+        die_usage("--scale is missing: %s holds %s pixels, and only uint8 (1/255) and floats (1) have a default",
+                  images->spec, dtype_name(t->dtype));
+    if (o->scale == 0)
+        o->scale = t->dtype == DT_U8 ? 1.0 / 255 : 1;
+    t->scale = o->scale;
+    transform_constants(job, &o->mean, "mean", t->mean, t->channels);
+    transform_constants(job, &o->std, "std", t->std, t->channels);
+}
+
+static Dataset *open_vector(Job *job, const char *spec, int64_t samples, const char *of) {
+    Dataset *vector = dataset_open(job->arena, spec);
+    if (vector->rank != 1 && !(vector->rank == 2 && vector->shape[1] == 1))
+        die("%s: an array of %d dimensions, expected one integer a sample", spec, vector->rank);
+    if (vector->shape[0] != samples)
+        die("%s: %lld values, but %s holds %lld samples", spec, (long long)vector->shape[0], of, (long long)samples);
+    return vector;
+}
+
+/* This rank's part of labels or predictions; `least` -1 or 0. */
+static int32_t *read_categories(Job *job, Dataset *vector, int64_t least) {
+    int64_t first = job->from + job->shard.first, count = job->shard.count;
+    Arena *scratch = arena_new();
+    void *raw = arena_alloc(scratch, (uint64_t)count, dtype_bytes(vector->dtype), "labels");
+    int64_t *wide = ARENA_ARRAY(scratch, int64_t, count, "labels");
+    int32_t *narrow = ARENA_ARRAY(job->arena, int32_t, count, "labels");
+    int64_t limit = job->categories ? job->categories : INT32_MAX;
+    dataset_read(vector, raw, first, count);
+    dataset_to_int64(wide, raw, vector->dtype, count, vector, first);
+    for (int64_t i = 0; i < count; i++) {
+        if (wide[i] < least || wide[i] >= limit)
+            die("%s: sample %lld has %lld, expected %lld to %lld", vector->spec, (long long)(first + i), (long long)wide[i],
+                (long long)least, (long long)limit - 1);
+        narrow[i] = (int32_t)wide[i];
+    }
+    arena_free(scratch);
+    dataset_close(vector);
+    return narrow;
+}
+
+static void open_data(Job *job) {
+    const Options *o = job->options;
+    if (o->images)
+        job->images = dataset_open(job->arena, o->images);
+    if (o->input)
+        job->input = dataset_open(job->arena, o->input);
+    const Dataset *first = job->input ? job->input : job->images;
+    if (job->input && job->input->rank < 2)
+        die("%s: an array of %d dimension, expected a matrix (N, D)", o->input, job->input->rank);
+    if (job->input && (dataset_row_size(job->input) < 1 || dataset_row_size(job->input) > INT32_MAX / 8))
+        die("%s: rows of %lld values, expected 1 to %d", o->input, (long long)dataset_row_size(job->input), INT32_MAX / 8);
+    if (first->shape[0] < 1)
+        die("%s: no samples", first->spec);
+    if (job->images)
+        describe_images(job);
+    if (job->input && job->images && job->images->shape[0] != job->input->shape[0])
+        die("%s: %lld images, but %s holds %lld samples", o->images, (long long)job->images->shape[0], o->input,
+            (long long)job->input->shape[0]);
+    choose_samples(job, first->shape[0], first->spec);
+}
+
+static void open_model(Job *job) {
+    static const char *path;
+    static void *bytes;
+    static size_t size; /* static: they keep their values over error_caught() */
+    path = job->options->model;
+    if (!error_caught() && comm_rank() == 0)
+        bytes = dataset_file_bytes(job->arena, path, &size);
+    comm_all_ok();
+    comm_broadcast(&size, sizeof size);
+    if (comm_rank() != 0)
+        bytes = arena_alloc(job->arena, size, 1, path);
+    comm_broadcast(bytes, size);
+    if (!error_caught()) {
+        const PixelTransform *t = &job->transform;
+        job->model = model_open(job->arena, bytes, size, path,
+                                (Shape){.channels = t->channels, .height = t->height, .width = t->width});
+        const Graph *graph = job->model->graph;
+        int64_t outputs = shape_size(graph->nodes[graph->logits].shape);
+        job->categories = outputs == 1 ? 2 : outputs;
+    }
+    comm_all_ok();
+}
+
+static void open_labels(Job *job) {
+    const Options *o = job->options;
+    const Dataset *data = job->input ? job->input : job->images;
+    int64_t in_file = data->shape[0], found;
+    if (o->category_names) {
+        job->category_names = dataset_names(job->arena, o->category_names, job->categories ? job->categories : -1, &found);
+        job->categories = found;
+    }
+    if (o->sample_names)
+        job->sample_names = dataset_names(job->arena, o->sample_names, in_file, &found);
+    if (o->labels)
+        job->labels = read_categories(job, open_vector(job, o->labels, in_file, data->spec), -1);
+    if (o->predictions)
+        job->predictions = read_categories(job, open_vector(job, o->predictions, in_file, data->spec), 0);
+}
+
+static void hash_inputs(Job *job) {
+    const Options *o = job->options;
+    if (comm_rank() != 0)
+        return;
+    if (o->images)
+        dataset_sha256(job->images_sha256, job->images->path);
+    if (o->input)
+        dataset_sha256(job->input_sha256, job->input->path);
+    const struct {
+        const char *spec;
+        char *hex;
+    } others[] = {{o->labels, job->labels_sha256},
+                  {o->predictions, job->predictions_sha256},
+                  {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256}};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (others[i].spec) {
+            Dataset *file = dataset_open(job->arena, others[i].spec);
+            dataset_sha256(others[i].hex, file->path);
+            dataset_close(file);
+        }
+}
+
+void job_open(Job *job, Options *options) {
+    *job = (Job){.arena = arena_new(), .options = options};
+    if (!error_caught())
+        open_data(job);
+    comm_all_ok();
+    if (options->model)
+        open_model(job);
+    if (!error_caught())
+        open_labels(job);
+    comm_all_ok();
+    if (!error_caught())
+        hash_inputs(job);
+    comm_all_ok();
+    comm_broadcast(job->images_sha256, sizeof job->images_sha256);
+    comm_broadcast(job->input_sha256, sizeof job->input_sha256);
+    comm_broadcast(job->labels_sha256, sizeof job->labels_sha256);
+    comm_broadcast(job->predictions_sha256, sizeof job->predictions_sha256);
+    comm_broadcast(job->init_sha256, sizeof job->init_sha256);
+    int64_t categories = job->categories;
+    for (int64_t i = 0; categories == 0 && i < job->shard.count; i++) {
+        if (job->labels && job->labels[i] >= job->categories)
+            job->categories = job->labels[i] + 1;
+        if (job->predictions && job->predictions[i] >= job->categories)
+            job->categories = job->predictions[i] + 1;
+    }
+    comm_max_int64(&job->categories, 1);
+}
+
+static void put_option(void *output, const char *name, const char *value) {
+    output_text(output, OUTPUT_GLOBAL, name, value);
+}
+
+static void put_globals(Job *job) {
+    Output *out = job->output;
+    const struct {
+        const char *name, *value;
+    } texts[] = {
+        {"title", job->model ? "What a trained network computes for a test set" : "Maps of a feature matrix"},
+        {"Conventions", "CF-1.11, ACDD-1.3"},
+        {"summary", job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+                               : "Principal components and exact t-SNE map, one row a sample"},
+        {"source", "cnnscope " CNNSCOPE_VERSION},
+        {"version", CNNSCOPE_VERSION},
+        {"model_sha256", job->model ? job->model->sha256 : ""},
+        {"images_sha256", job->images_sha256},
+        {"input_sha256", job->input_sha256},
+        {"labels_sha256", job->labels_sha256},
+        {"predictions_sha256", job->predictions_sha256},
+        {"init_sha256", job->init_sha256}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (texts[i].value[0])
+            output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
+    output_int64(out, OUTPUT_GLOBAL, "sample_count", job->shard.total);
+    options_describe(job->options, put_option, out);
+}
+
+/* Fixed-width, zero-padded UTF-8; all names of the file share one width. */
+static void put_names(Job *job, const char *variable, const char *dimension, const char *long_name, char **names,
+                      int64_t total, int64_t first, int64_t count, int64_t width) {
+    OutputVar var = {variable, OUTPUT_CHAR, 2, {dimension, "name_length"}, {total, width}, long_name, NULL, NULL};
+    int id = output_var(job->output, &var);
+    Arena *scratch = arena_new();
+    char *text = arena_alloc(scratch, (uint64_t)count, (size_t)width, "names");
+    for (int64_t i = 0; i < count; i++)
+        memcpy(text + i * width, names[first + i], strlen(names[first + i]));
+    output_rows(job->output, id, count ? first : 0, count, text);
+    arena_free(scratch);
+}
+
+static int64_t widest(char **names, int64_t count) {
+    int64_t width = 1;
+    for (int64_t i = 0; names && i < count; i++)
+        width = (int64_t)strlen(names[i]) > width ? (int64_t)strlen(names[i]) : width;
+    return width;
+}
+
+/* CF flags let cf_xarray select by name; their words are separated by blanks, so that names lose theirs. */
+void job_put_flags(const Job *job, int var) {
+    if (!job->category_names)
+        return;
+    Arena *scratch = arena_new();
+    int32_t *values = ARENA_ARRAY(scratch, int32_t, job->categories, "categories");
+    char *words = "";
+    for (int64_t k = 0; k < job->categories; k++) {
+        values[k] = (int32_t)k;
+        char *word = arena_printf(scratch, "%s", job->category_names[k]);
+        for (char *c = word; *c; c++)
+            *c = *c == ' ' || *c == '\t' ? '_' : *c;
+        words = arena_printf(scratch, "%s%s%s", words, k ? " " : "", word);
+    }
+    output_int32s(job->output, var, "flag_values", values, (int)job->categories);
+    output_text(job->output, var, "flag_meanings", words);
+    arena_free(scratch);
+}
+
+void job_create_output(Job *job) {
+    Shard s = job->shard;
+    job->output = output_create(job->options->output, job->options->overwrite);
+    put_globals(job);
+
+    Arena *scratch = arena_new();
+    int64_t *position = ARENA_ARRAY(scratch, int64_t, s.count, "positions");
+    for (int64_t i = 0; i < s.count; i++)
+        position[i] = job->from + s.first + i;
+    int id = output_var(job->output, &(OutputVar){"sample", DT_I64, 1, {"sample"}, {s.total},
+                                                  "position of the sample in the input file", NULL, NULL});
+    output_rows(job->output, id, s.first, s.count, position);
+    arena_free(scratch);
+
+    char **names = job->sample_names ? job->sample_names + job->from : NULL;
+    int64_t width = widest(names, s.total), other = widest(job->category_names, job->categories);
+    width = width > other ? width : other;
+    if (names)
+        put_names(job, "sample_name", "sample", "name of the sample", names, s.total, s.first, s.count, width);
+    if (job->category_names)
+        put_names(job, "category_name", "category", "name of the category", job->category_names, job->categories, 0,
+                  comm_rank() == 0 ? job->categories : 0, width);
+
+    const struct {
+        const char *name, *long_name;
+        const int32_t *values;
+    } vectors[] = {{"label", "given category of the sample, -1 = none", job->labels},
+                   {"prediction", "predicted category of the sample", job->predictions}};
+    for (int i = 0; i < 2; i++)
+        if (vectors[i].values) {
+            id = output_var(job->output, &(OutputVar){vectors[i].name, DT_I32, 1, {"sample"}, {s.total},
+                                                      vectors[i].long_name, NULL, NULL});
+            job_put_flags(job, id);
+            output_rows(job->output, id, s.first, s.count, vectors[i].values);
+        }
+}
+
+const char *job_coordinates(const Job *job, bool over_category) {
+    const struct {
+        bool there;
+        const char *name;
+    } known[] = {{job->labels, "label"},
+                 {job->model || job->predictions, "prediction"},
+                 {job->sample_names, "sample_name"},
+                 {over_category && job->category_names, "category_name"}};
+    char *text = "";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i].there)
+            text = arena_printf(job->arena, "%s%s%s", text, text[0] ? " " : "", known[i].name);
+    return text[0] ? text : NULL;
+}
+
+void job_images_nchw(const Job *job, void *images, const void *pixels, int64_t count) {
+    const PixelTransform *t = &job->transform;
+    size_t item = dtype_bytes(t->dtype), C = (size_t)t->channels, cells = (size_t)t->height * t->width;
+    if (t->dtype == DT_F16 && !t->channels_last) {
+        dataset_to_float(images, pixels, t->dtype, count * (int64_t)(C * cells));
+    } else if (!t->channels_last) {
+        memcpy(images, pixels, (size_t)count * C * cells * item);
+    } else {
+        for (int64_t i = 0; i < count; i++)
+            for (size_t c = 0; c < C; c++)
+                for (size_t p = 0; p < cells; p++) {
+                    const char *from = (const char *)pixels + (((size_t)i * cells + p) * C + c) * item;
+                    size_t to = ((size_t)i * C + c) * cells + p;
+                    if (t->dtype == DT_F16)
+                        dataset_to_float((float *)images + to, from, t->dtype, 1);
+                    else
+                        memcpy((char *)images + to * item, from, item);
+                }
+    }
+}
+
+OutputVar job_image_var(const Job *job, const char *samples, int64_t length) {
+    const PixelTransform *t = &job->transform;
+    return (OutputVar){"image", (int)t->dtype, 4, {samples, "channel", "y", "x"},
+                       {length, t->channels, t->height, t->width}, "pixels as read", NULL,
+                       strcmp(samples, "sample") ? NULL : job_coordinates(job, false)};
+}
+
+void job_finish_output(Job *job) {
+    const Options *o = job->options;
+    Output *out = job->output;
+    char date[32], text[4200], host[256] = "";
+    time_t now = time(NULL);
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
+    gethostname(host, sizeof host - 1);
+    snprintf(text, sizeof text, "%s %s", date, o->command_line);
+    const struct {
+        const char *name, *value;
+    } texts[] = {{"history", text},           {"run_date", date},        {"run_command", o->command_line},
+                 {"run_host", host},          {"run_model", o->model},   {"run_images", o->images},
+                 {"run_input", o->input},     {"run_labels", o->labels}, {"run_predictions", o->predictions}};
+    comm_broadcast(text, sizeof text); /* attributes are collective: every rank writes rank 0's */
+    comm_broadcast(date, sizeof date);
+    comm_broadcast(host, sizeof host);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (texts[i].value)
+            output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
+    output_int64(out, OUTPUT_GLOBAL, "run_ranks", comm_size());
+    output_int64(out, OUTPUT_GLOBAL, "run_threads", o->threads);
+    output_int64(out, OUTPUT_GLOBAL, "run_batch", o->batch);
+    output_text(out, OUTPUT_GLOBAL, "run_device", dev_core());
+    output_int64(out, OUTPUT_GLOBAL, "run_bytes_written", output_bytes(out));
+    for (int i = 0; i < progress_stages(); i++) {
+        char name[128];
+        double seconds;
+        snprintf(name, sizeof name, "run_seconds_%s", progress_stage(i, &seconds));
+        for (char *c = name; *c; c++)
+            *c = *c == ' ' || *c == '.' || *c == '-' ? '_' : *c;
+        comm_max(&seconds, 1);
+        output_double(out, OUTPUT_GLOBAL, name, seconds);
+    }
+    output_finish(out);
+}

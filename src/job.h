@@ -1,0 +1,50 @@
+/* job.h: what one run works on: inputs opened and checked on every rank, before anything is computed or written. */
+#ifndef CNNSCOPE_JOB_H
+#define CNNSCOPE_JOB_H
+
+#include "dataset.h"
+#include "model.h"
+#include "options.h"
+#include "output.h"
+#include "shard.h"
+
+typedef struct {
+    Arena *arena; /* of all below */
+    Options *options;
+    Model *model;    /* NULL for `embed` */
+    Dataset *images; /* NULL when not given (`embed`) */
+    Dataset *input;  /* NULL but for `embed` */
+    PixelTransform transform; /* of the images */
+    int64_t from;    /* file position of the job's sample 0 */
+    Shard shard;
+    int32_t *labels;      /* (shard.count), -1 = none; NULL without --labels */
+    int32_t *predictions; /* (shard.count), by the network or --predictions; NULL when there are neither */
+    int64_t categories;   /* outputs of the network, or names given, or labels seen; one output counts as two */
+    char **category_names; /* (categories) or NULL */
+    char **sample_names;   /* of the whole file, or NULL */
+    char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65], init_sha256[65]; /* "" = none */
+    Output *output;
+} Job;
+
+/* Collective. Opens model, images or matrix, labels and names; divides the samples over the ranks. */
+void job_open(Job *job, Options *options);
+
+/* Collective. Creates the results file and writes what is known before any computing: global attributes, sample,
+ * names, labels. */
+void job_create_output(Job *job);
+
+/* The auxiliary coordinates of a variable over `sample` (and `category`): those the file has of label, prediction,
+ * sample_name, category_name. NULL when none. */
+const char *job_coordinates(const Job *job, bool over_category);
+
+/* Attributes of an integer variable whose values are categories, where they have names. */
+void job_put_flags(const Job *job, int var);
+
+/* images (count, C, H, W) <- pixels as read, whatever --layout; in their own type (float16 becomes float32). */
+void job_images_nchw(const Job *job, void *images, const void *pixels, int64_t count);
+OutputVar job_image_var(const Job *job, const char *samples, int64_t length); /* that variable */
+
+/* Collective. The run_* attributes and history; closes the results file. */
+void job_finish_output(Job *job);
+
+#endif

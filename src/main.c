@@ -1,0 +1,54 @@
+/* main.c: the job. See README.md for what it is for, stages.h for the stages. */
+#include <string.h>
+
+#include "comm.h"
+#include "error.h"
+#include "job.h"
+#include "options.h"
+#include "progress.h"
+#include "stages.h"
+
+/* Every rank uses the same instructions and library cores, so that every rank's bits are the same. */
+static void start_device(Options *options) {
+    options->threads = options->threads ? options->threads : comm_cores();
+    dev_start(comm_local_rank(), options->threads);
+    double isa = -dev_isa();
+    comm_max(&isa, 1);
+    dev_limit_isa((int)-isa);
+    char core[256] = "";
+    if (!error_caught()) {
+        strncpy(core, dev_core(), sizeof core - 1);
+        comm_broadcast(core, sizeof core);
+        if (strcmp(core, dev_core()) != 0)
+            die("this rank's libraries run as %s, rank 0's as %s: results would differ; use nodes of one kind", dev_core(),
+                core);
+    }
+    comm_all_ok();
+}
+
+int main(int argc, char **argv) {
+    static Options options;
+    options_early(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "inspect") == 0) { /* no MPI */
+        options_parse(&options, argc, argv);
+        model_inspect(options.model);
+        return 0;
+    }
+    comm_start(&argc, &argv);
+    if (!error_caught())
+        options_parse(&options, argc, argv);
+    comm_all_ok();
+    progress_quiet(options.quiet);
+    start_device(&options);
+
+    static Job job;
+    job_open(&job, &options);
+    job_create_output(&job);
+    Layers layers = options.command == COMMAND_EMBED ? matrix_read(&job) : forward(&job);
+    for (int i = 0; i < layers.count; i++) {
+        embed(&job, &layers.features[i], layers.nodes[i]);
+        matrix_free(&layers.features[i]);
+    }
+    job_finish_output(&job);
+    comm_end(0);
+}

@@ -1,0 +1,323 @@
+/* options.c: the table of options, and what is made of it. See options.h.
+ *
+ * Every option has one line in the table: its name, the field it sets, its default, which commands know it, whether it
+ * can change a result (then it becomes an attribute option_NAME of the results file), and its help. */
+#include "options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+typedef enum { KIND_TEXT, KIND_FLAG, KIND_INT, KIND_INT64, KIND_DOUBLE, KIND_LIST } Kind;
+
+typedef struct {
+    const char *name;
+    Kind kind;
+    size_t field;
+    const char *initial; /* as if given; NULL: nothing */
+    double least, most;  /* of numbers, inclusive */
+    int commands;        /* that know it */
+    bool result;         /* can change a result */
+    const char *value, *help;
+} Row;
+
+#define FIELD(name) offsetof(Options, name)
+#define BOTH (COMMAND_RUN | COMMAND_EMBED)
+
+static const Row table[] = {
+    {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, COMMAND_RUN | COMMAND_INSPECT, false, "FILE",
+     "trained network: .pth/.pt state_dict"},
+    {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH, false, "FILE",
+     "IDX, IDX.gz, .npy, .npz:KEY or FILE.nc:VARIABLE; (N,H,W) or (N,C,H,W)"},
+    {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
+     "matrix (N,D) to embed: .npy, .npz:KEY, .pt:KEY or FILE.nc:VARIABLE"},
+    {"labels", KIND_TEXT, FIELD(labels), NULL, 0, 0, BOTH, false, "FILE",
+     "integers (N), the same formats or FILE.csv:COLUMN; -1 = no label"},
+    {"predictions", KIND_TEXT, FIELD(predictions), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
+     "predicted categories (N), formats as for --labels"},
+    {"category-names", KIND_TEXT, FIELD(category_names), NULL, 0, 0, BOTH, false, "FILE", "one name a line"},
+    {"sample-names", KIND_TEXT, FIELD(sample_names), NULL, 0, 0, BOTH, false, "FILE",
+     "one name a line, one line a sample of the file"},
+    {"output", KIND_TEXT, FIELD(output), NULL, 0, 0, BOTH, false, "FILE", "netCDF file to write"},
+    {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, BOTH, false, NULL, "replace an existing output file"},
+    {"layout", KIND_TEXT, FIELD(layout), "NCHW", 0, 0, BOTH, true, "NCHW|NHWC", "order of the images' dimensions"},
+    {"scale", KIND_DOUBLE, FIELD(scale), NULL, 0, HUGE_VAL, COMMAND_RUN, true, "S",
+     "x = (pixel * S - mean) / std; default 1/255 for uint8, 1 for floats"},
+    {"mean", KIND_LIST, FIELD(mean), "0", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
+    {"std", KIND_LIST, FIELD(std), "1", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
+    {"samples", KIND_TEXT, FIELD(samples), "all", 0, 0, BOTH, true, "N|A:B|all",
+     "the first N, or file positions A to B (without B)"},
+    {"embed", KIND_LIST, FIELD(embed), "logits", 0, 0, COMMAND_RUN, true, "L[,L...]|all",
+     "layers to map by PCA and t-SNE"},
+    {"pca", KIND_INT, FIELD(pca), NULL, 0, 4096, BOTH, true, "K", "principal components kept; 0 = none; default 2"},
+    {"tsne", KIND_INT, FIELD(tsne), NULL, 0, 3, BOTH, true, "2|3|0", "dimensions of the t-SNE map; 0 = none; default 2"},
+    {"pre-pca", KIND_INT, FIELD(pre_pca), "50", 0, 4096, BOTH, true, "K",
+     "before t-SNE, PCA to K dimensions where a layer is wider; 0 = never"},
+    {"tsne-samples", KIND_TEXT, FIELD(tsne_samples_text), "all", 0, 0, BOTH, true, "N|all",
+     "t-SNE of a class-stratified subset"},
+    {"perplexity", KIND_DOUBLE, FIELD(perplexity), "30", 1, 1e9, BOTH, true, "P", "effective number of neighbours"},
+    {"max-iter", KIND_INT, FIELD(max_iter), "1000", 1, 1000000000, BOTH, true, "N", "iterations of t-SNE"},
+    {"early-exaggeration", KIND_DOUBLE, FIELD(early_exaggeration), "12", 1, 1e6, BOTH, true, "F",
+     "factor on P in the first iterations"},
+    {"exaggeration-iter", KIND_INT, FIELD(exaggeration_iter), "250", 0, 1000000000, BOTH, true, "N",
+     "how many iterations those are"},
+    {"learning-rate", KIND_TEXT, FIELD(learning_rate_text), "auto", 0, 0, BOTH, true, "R|auto",
+     "auto = max(N / early exaggeration / 4, 50)"},
+    {"init", KIND_TEXT, FIELD(init), "pca", 0, 0, BOTH, true, "pca|random|FILE", "start of t-SNE; FILE: (N,2) or (N,3)"},
+    {"seed", KIND_INT64, FIELD(seed), "0", 0, 9e15, BOTH, true, "S", "of random starts and subsets"},
+    {"attribution", KIND_LIST, FIELD(attribution), NULL, 0, 0, COMMAND_RUN, true, "M[:L][,...]",
+     "saliency (default), gradcam, gradcam:LAYER, none"},
+    {"feature-maps", KIND_LIST, FIELD(feature_maps), NULL, 0, 0, COMMAND_RUN, true, "L[:A:B][,...]",
+     "of file positions A to B, else of the first sample; default: first convolution; none"},
+    {"filters", KIND_LIST, FIELD(filters), NULL, 0, 0, COMMAND_RUN, true, "L[,...]",
+     "weights of convolutions; default: the first; none"},
+    {"keep-maps", KIND_TEXT, FIELD(keep_maps), NULL, 0, 0, COMMAND_RUN, true, "all|chosen|none",
+     "images and attribution maps kept; default: all while a variable is under 2 GiB, else chosen"},
+    {"batch", KIND_INT, FIELD(batch), "8", 1, 65536, BOTH, false, "N", "samples computed together; changes no result"},
+    {"threads", KIND_INT, FIELD(threads), NULL, 1, 4096, BOTH, false, "N",
+     "per rank; default: this node's cores / its ranks"},
+    {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, BOTH, false, NULL, "no progress lines"},
+};
+
+enum { ROWS = sizeof table / sizeof table[0] };
+
+static const char usage[] =
+    "cnnscope: what did this network learn? Logits, features, saliency, Grad-CAM, PCA and exact t-SNE of a whole test\n"
+    "set, as one MPI job, into one netCDF file.\n\n"
+    "  mpirun -n R cnnscope --model FILE --images FILE [--labels FILE] --output FILE.nc [options]\n"
+    "  mpirun -n R cnnscope embed --input FILE --output FILE.nc [--labels FILE] [options]\n"
+    "  cnnscope inspect --model FILE\n"
+    "Under Slurm: srun --mpi=pmix in place of mpirun -n R.\n\n"
+    "Options (those marked e are known to `embed` too, those marked E only to it):\n";
+
+static void print_help(void) {
+    fputs(usage, stdout);
+    for (int i = 0; i < ROWS; i++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", table[i].name, table[i].value ? table[i].value : "");
+        const char *mark = table[i].commands == COMMAND_EMBED ? "E" : table[i].commands & COMMAND_EMBED ? "e" : " ";
+        printf("  %s %-31s %s", mark, left, table[i].help);
+        if (table[i].initial)
+            printf(" (%s)", table[i].initial);
+        putchar('\n');
+    }
+    puts("    --help, --version");
+}
+
+void options_early(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            print_help();
+        else if (strcmp(argv[i], "--version") == 0)
+            puts("cnnscope " CNNSCOPE_VERSION);
+        else
+            continue;
+        exit(0);
+    }
+}
+
+bool parse_double(const char *text, double *value) {
+    char *end;
+    errno = 0;
+    *value = strtod(text, &end);
+    return end != text && *end == '\0' && isfinite(*value);
+}
+
+bool parse_int64(const char *text, int64_t *value) {
+    char *end;
+    errno = 0;
+    *value = strtoll(text, &end, 10);
+    return end != text && *end == '\0' && errno == 0;
+}
+
+static void *copy_or_die(void *copy) {
+    if (!copy)
+        die("out of memory");
+    return copy;
+}
+
+static List split(const Row *row, const char *text) {
+    List list = {.items = copy_or_die(calloc(LIST_MAX, sizeof(char *)))};
+    char *rest = copy_or_die(strdup(text));
+    for (char *item; (item = strsep(&rest, ","));) {
+        if (item[0] == '\0')
+            die_usage("--%s %s: an entry of the list is empty", row->name, text);
+        if (list.count == LIST_MAX)
+            die_usage("--%s: more than %d entries", row->name, LIST_MAX);
+        list.items[list.count++] = item;
+    }
+    return list;
+}
+
+static void set(Options *options, const Row *row, const char *text) {
+    void *field = (char *)options + row->field;
+    double number = 0;
+    int64_t whole = 0;
+    bool is_number = row->kind == KIND_DOUBLE;
+    switch (row->kind) {
+    case KIND_TEXT:
+        if (text[0] == '\0')
+            die_usage("--%s: the value is empty", row->name);
+        *(const char **)field = text;
+        return;
+    case KIND_FLAG:
+        *(bool *)field = true;
+        return;
+    case KIND_LIST:
+        *(List *)field = split(row, text);
+        return;
+    case KIND_INT:
+    case KIND_INT64:
+    case KIND_DOUBLE:
+        break;
+    }
+    if (is_number ? !parse_double(text, &number) : !parse_int64(text, &whole))
+        die_usage("--%s %s: not a %snumber", row->name, text, is_number ? "" : "whole ");
+    if (!is_number)
+        number = (double)whole;
+    if (number < row->least || number > row->most)
+        die_usage("--%s %s: expected %g to %g", row->name, text, row->least, row->most);
+    if (row->kind == KIND_INT)
+        *(int *)field = (int)whole;
+    else if (row->kind == KIND_INT64)
+        *(int64_t *)field = whole;
+    else
+        *(double *)field = number;
+}
+
+/* "all", "N" or "A:B" into a half-open range; to = -1 for all. */
+static void parse_range(const char *option, const char *text, int64_t *from, int64_t *to) {
+    *from = 0;
+    *to = -1;
+    if (strcmp(text, "all") == 0)
+        return;
+    char first[32];
+    const char *colon = strchr(text, ':');
+    if (colon) {
+        snprintf(first, sizeof first, "%.*s", (int)(colon - text), text);
+        if (!parse_int64(first, from) || !parse_int64(colon + 1, to) || *from < 0 || *to <= *from)
+            die_usage("--%s %s: expected A:B with 0 <= A < B (file positions, without B)", option, text);
+    } else if (!parse_int64(text, to) || *to < 1) {
+        die_usage("--%s %s: expected a number of samples, A:B, or all", option, text);
+    }
+}
+
+static void need(const char *value, const char *option) {
+    if (!value)
+        die_usage("--%s is missing; see cnnscope --help", option);
+}
+
+static void check(Options *o) {
+    if (o->command != COMMAND_EMBED)
+        need(o->model, "model");
+    if (o->command == COMMAND_RUN)
+        need(o->images, "images");
+    if (o->command == COMMAND_EMBED)
+        need(o->input, "input");
+    if (o->command != COMMAND_INSPECT)
+        need(o->output, "output");
+    if (strcmp(o->layout, "NCHW") != 0 && strcmp(o->layout, "NHWC") != 0)
+        die_usage("--layout %s: expected NCHW or NHWC", o->layout);
+    if (o->keep_maps && strcmp(o->keep_maps, "all") != 0 && strcmp(o->keep_maps, "chosen") != 0 &&
+        strcmp(o->keep_maps, "none") != 0)
+        die_usage("--keep-maps %s: expected all, chosen or none", o->keep_maps);
+    if (o->tsne == 1)
+        die_usage("--tsne 1: expected 2 or 3 dimensions, or 0 for none");
+    if (strcmp(o->learning_rate_text, "auto") != 0 &&
+        (!parse_double(o->learning_rate_text, &o->learning_rate) || o->learning_rate <= 0))
+        die_usage("--learning-rate %s: expected a positive number, or auto", o->learning_rate_text);
+    parse_range("samples", o->samples, &o->samples_from, &o->samples_to);
+    o->tsne_samples = -1;
+    if (strcmp(o->tsne_samples_text, "all") != 0 &&
+        (!parse_int64(o->tsne_samples_text, &o->tsne_samples) || o->tsne_samples < 2))
+        die_usage("--tsne-samples %s: expected a number of at least 2, or all", o->tsne_samples_text);
+}
+
+static char *join(int argc, char **argv) {
+    size_t length = 1;
+    for (int i = 0; i < argc; i++)
+        length += strlen(argv[i]) + 1;
+    char *text = copy_or_die(calloc(length, 1));
+    for (int i = 0; i < argc; i++) {
+        strcat(text, i ? " " : "");
+        strcat(text, argv[i]);
+    }
+    return text;
+}
+
+void options_parse(Options *options, int argc, char **argv) {
+    *options = (Options){.command = COMMAND_RUN, .pca = 2, .tsne = 2, .command_line = join(argc, argv)};
+    struct option names[ROWS + 3] = {0};
+    for (int i = 0; i < ROWS; i++) {
+        names[i] = (struct option){table[i].name, table[i].kind == KIND_FLAG ? no_argument : required_argument, NULL, i + 1};
+        if (table[i].initial)
+            set(options, &table[i], table[i].initial);
+    }
+    int first = 1;
+    if (argc > 1 && argv[1][0] != '-') {
+        first = 2;
+        if (strcmp(argv[1], "embed") == 0)
+            options->command = COMMAND_EMBED;
+        else if (strcmp(argv[1], "inspect") == 0)
+            options->command = COMMAND_INSPECT;
+        else
+            die_usage("%s: unknown command; expected embed, inspect, or options (see cnnscope --help)", argv[1]);
+    }
+    opterr = 0;
+    optind = first;
+    for (int code; (code = getopt_long(argc, argv, "+:", names, NULL)) != -1;) {
+        const char *word = argv[optind - 1];
+        if (code == '?')
+            die_usage("%s: unknown option; see cnnscope --help", word);
+        if (code == ':')
+            die_usage("%s: its value is missing", word);
+        const Row *row = &table[code - 1];
+        if (!(row->commands & (int)options->command))
+            die_usage("--%s: not an option of `cnnscope%s%s`; see cnnscope --help", row->name, first == 2 ? " " : "",
+                      first == 2 ? argv[1] : "");
+        set(options, row, row->kind == KIND_FLAG ? "" : optarg);
+        options->pca_given |= row->field == FIELD(pca);
+        options->tsne_given |= row->field == FIELD(tsne);
+    }
+    if (optind < argc)
+        die_usage("%s: unexpected; options begin with --", argv[optind]);
+    check(options);
+}
+
+static void describe_list(char *text, size_t size, const List *list) {
+    text[0] = '\0';
+    for (int i = 0; i < list->count; i++)
+        snprintf(text + strlen(text), size - strlen(text), "%s%s", i ? "," : "", list->items[i]);
+}
+
+void options_describe(const Options *options, void (*put)(void *context, const char *name, const char *value),
+                      void *context) {
+    for (int i = 0; i < ROWS; i++) {
+        const Row *row = &table[i];
+        if (!row->result || !(row->commands & (int)options->command))
+            continue;
+        const void *field = (const char *)options + row->field;
+        char name[64] = "option_", text[4096] = "";
+        for (const char *c = row->name; *c; c++)
+            snprintf(name + strlen(name), sizeof name - strlen(name), "%c", *c == '-' ? '_' : *c);
+        if (row->kind == KIND_TEXT)
+            snprintf(text, sizeof text, "%s", *(char *const *)field ? *(char *const *)field : "default");
+        else if (row->kind == KIND_INT)
+            snprintf(text, sizeof text, "%d", *(const int *)field);
+        else if (row->kind == KIND_INT64)
+            snprintf(text, sizeof text, "%lld", (long long)*(const int64_t *)field);
+        else if (row->kind == KIND_DOUBLE)
+            snprintf(text, sizeof text, "%.17g", *(const double *)field);
+        else
+            describe_list(text, sizeof text, field);
+        if (row->field == FIELD(init) && strcmp(text, "pca") != 0 && strcmp(text, "random") != 0)
+            snprintf(text, sizeof text, "file"); /* its content is told by init_sha256, its path changes nothing */
+        put(context, name, text[0] ? text : "default");
+    }
+}

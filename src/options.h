@@ -1,0 +1,68 @@
+/* options.h: the command line. One table in options.c gives parsing, --help, and the attributes in the results file. */
+#ifndef CNNSCOPE_OPTIONS_H
+#define CNNSCOPE_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CNNSCOPE_VERSION "0.1.0"
+
+enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
+
+typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4 } Command;
+
+typedef struct {
+    int count;
+    char **items;
+} List; /* of a comma-separated option */
+
+typedef struct {
+    Command command;
+
+    const char *model, *images, *input, *labels, *predictions, *output; /* files and specs (dataset.h); NULL: not given */
+    const char *category_names, *sample_names;
+    const char *layout; /* "NCHW" or "NHWC" */
+    double scale;       /* 0: by the type of the pixels */
+    List mean, std;
+    const char *samples; /* "N" or "A:B" */
+    int64_t samples_from, samples_to; /* of `samples`; to = -1: all */
+
+    List embed;
+    int pca, tsne;          /* dimensions; 0 = none. -1 (pca, not given): 2, and fewer where a layer is narrower */
+    bool pca_given, tsne_given;
+    int pre_pca;            /* 0 = never */
+    const char *tsne_samples_text;
+    int64_t tsne_samples;   /* -1: all */
+    double perplexity;
+    int max_iter;
+    double early_exaggeration;
+    int exaggeration_iter;
+    const char *learning_rate_text;
+    double learning_rate;   /* 0: auto */
+    const char *init;       /* "pca", "random" or a file */
+    int64_t seed;
+
+    List attribution, feature_maps, filters; /* count 0: not given */
+    const char *keep_maps;  /* "all", "chosen", "none"; NULL: by size */
+
+    int batch, threads; /* 0: chosen by the program */
+    bool overwrite, quiet;
+
+    char *command_line;
+} Options;
+
+/* Handles --help and --version (prints and exits 0). Safe before MPI: touches nothing but argv and stdout. */
+void options_early(int argc, char **argv);
+
+/* Parses and checks everything that needs no file; die_usage on anything wrong. What it points to lives for ever. */
+void options_parse(Options *options, int argc, char **argv);
+
+/* Calls put("option_NAME", value) for every option that can change a result, in the table's order. */
+void options_describe(const Options *options, void (*put)(void *context, const char *name, const char *value),
+                      void *context);
+
+/* Numbers in texts: false unless the whole text is one finite number. */
+bool parse_double(const char *text, double *value);
+bool parse_int64(const char *text, int64_t *value);
+
+#endif

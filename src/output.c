@@ -1,0 +1,275 @@
+/* output.c: the one netCDF writer. See output.h.
+ *
+ * Why parallel netCDF-4 and not one file a rank or a gather to rank 0: users open one file, and no rank holds it all.
+ * Every data call is collective, ranks without rows write zero of them. Lengths that do not fit the file system or a
+ * full disk are reported by HDF5 at the write or at the close; both end in die(), which removes the .partial.
+ *
+ * EXPECTED_NCDUMP_HERE */
+#include "output.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netcdf.h>
+#include <netcdf_par.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "comm.h"
+#include "error.h"
+
+enum { PATH_BYTES = 4096 };
+
+struct Output {
+    int file;
+    char path[PATH_BYTES], partial[PATH_BYTES + 16];
+    int64_t bytes;
+};
+
+static void check(const Output *output, int status, const char *what) {
+    if (status == NC_NOERR)
+        return;
+    if (status == NC_EHDFERR || status > 0)
+        die("%s: %s failed (%s); is the disk full, or a quota or file-size limit reached?", output->path, what,
+            nc_strerror(status));
+    die("%s: %s failed: %s", output->path, what, nc_strerror(status));
+}
+
+static void check_path(const char *path, bool overwrite) {
+    struct stat info;
+    char folder[PATH_BYTES];
+    snprintf(folder, sizeof folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash)
+        slash[slash == folder] = '\0';
+    else
+        snprintf(folder, sizeof folder, ".");
+    if (strlen(path) >= PATH_BYTES - 16)
+        die("--output: the path is longer than %d characters", PATH_BYTES - 16);
+    if (stat(folder, &info) != 0)
+        die("%s: its folder %s cannot be used (%s); create it first", path, folder, strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        die("%s: %s is not a folder", path, folder);
+    if (access(folder, W_OK | X_OK) != 0)
+        die("%s: folder %s cannot be written to (%s)", path, folder, strerror(errno));
+    if (stat(path, &info) == 0) {
+        if (!S_ISREG(info.st_mode))
+            die("%s: exists and is not a file; choose another --output", path);
+        if (!overwrite)
+            die("%s: exists already; choose another --output, or give --overwrite", path);
+    }
+}
+
+Output *output_create(const char *path, bool overwrite) {
+    Output *output = calloc(1, sizeof *output);
+    if (!error_caught()) {
+        if (!output)
+            die("out of memory");
+        check_path(path, overwrite);
+        snprintf(output->path, sizeof output->path, "%s", path);
+        snprintf(output->partial, sizeof output->partial, "%s.partial", path);
+        if (comm_rank() == 0) { /* says why a file cannot be made better than the collective open does */
+            int file = open(output->partial, O_CREAT | O_WRONLY | O_TRUNC, 0666);
+            if (file < 0)
+                die("%s: cannot be created: %s", output->partial, strerror(errno));
+            close(file);
+        }
+        error_set_unfinished(output->partial);
+    }
+    comm_all_ok();
+    check(output, nc_create_par(output->partial, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
+          "creating the file");
+    return output;
+}
+
+static nc_type type_of(int type) {
+    switch (type) {
+    case OUTPUT_CHAR:
+        return NC_CHAR;
+    case DT_U8:
+    case DT_BOOL:
+        return NC_UBYTE;
+    case DT_I8:
+        return NC_BYTE;
+    case DT_U16:
+        return NC_USHORT;
+    case DT_I16:
+        return NC_SHORT;
+    case DT_U32:
+        return NC_UINT;
+    case DT_I32:
+        return NC_INT;
+    case DT_U64:
+        return NC_UINT64;
+    case DT_I64:
+        return NC_INT64;
+    case DT_F64:
+        return NC_DOUBLE;
+    default:
+        return NC_FLOAT;
+    }
+}
+
+static void legal_name(char *to, size_t size, const char *from) {
+    snprintf(to, size, "%s", from);
+    for (char *c = to; *c; c++)
+        if (!isalnum((unsigned char)*c) && *c != '_')
+            *c = '_';
+}
+
+void output_layer_name(char *name, size_t size, const char *layer) {
+    static const char *const reserved[] = {
+        "sample", "category", "channel", "y",   "x",    "name_length", "image",  "label", "prediction", "saliency",
+        "gradcam", "rank",    "count",   "mean", "std", "size",        "values", "map",   "name",       "input",
+        "sample_name", "category_name", "map_sample", "dims", "data", "min", "max", "sum", "var", "all", "any"};
+    char legal[NC_MAX_NAME];
+    legal_name(legal, sizeof legal - 64, layer);
+    bool prefix = !isalpha((unsigned char)legal[0]);
+    for (size_t i = 0; i < sizeof reserved / sizeof *reserved; i++)
+        prefix |= strcmp(legal, reserved[i]) == 0;
+    snprintf(name, size, "%s%s", prefix ? "layer_" : "", legal);
+}
+
+static int dimension(Output *output, const char *name, int64_t length) {
+    char legal[NC_MAX_NAME];
+    legal_name(legal, sizeof legal, name);
+    int id;
+    size_t known;
+    if (nc_inq_dimid(output->file, legal, &id) != NC_NOERR) {
+        check(output, nc_def_dim(output->file, legal, (size_t)length, &id), legal);
+        return id;
+    }
+    check(output, nc_inq_dimlen(output->file, id, &known), legal);
+    if ((int64_t)known != length)
+        die("%s: dimension %s would need lengths %zu and %lld; two layers have the same name in the file", output->path,
+            legal, known, (long long)length);
+    return id;
+}
+
+int output_var(Output *output, const OutputVar *var) {
+    char name[NC_MAX_NAME];
+    int dims[OUTPUT_RANK], id, status = nc_redef(output->file);
+    if (status != NC_EINDEFINE)
+        check(output, status, "defining a variable");
+    legal_name(name, sizeof name, var->name);
+    for (int i = 0; i < var->rank; i++)
+        dims[i] = dimension(output, var->dims[i], var->length[i]);
+    check(output, nc_def_var(output->file, name, type_of(var->type), var->rank, dims, &id), name);
+    check(output, nc_def_var_fill(output->file, id, NC_NOFILL, NULL), name); /* every value is written */
+    output_text(output, id, "long_name", var->long_name);
+    if (var->units)
+        output_text(output, id, "units", var->units);
+    if (var->coordinates)
+        output_text(output, id, "coordinates", var->coordinates);
+    if (var->type == OUTPUT_CHAR)
+        output_text(output, id, "_Encoding", "utf-8");
+    return id;
+}
+
+static void define_mode(Output *output) {
+    int status = nc_redef(output->file);
+    if (status != NC_EINDEFINE)
+        check(output, status, "writing an attribute");
+}
+
+void output_text(Output *output, int var, const char *name, const char *value) {
+    define_mode(output);
+    check(output, nc_put_att_text(output->file, var, name, strlen(value), value), name);
+}
+
+void output_double(Output *output, int var, const char *name, double value) {
+    define_mode(output);
+    check(output, nc_put_att_double(output->file, var, name, NC_DOUBLE, 1, &value), name);
+}
+
+void output_int64(Output *output, int var, const char *name, int64_t value) {
+    define_mode(output);
+    long long number = value;
+    check(output, nc_put_att_longlong(output->file, var, name, NC_INT64, 1, &number), name);
+}
+
+void output_int32s(Output *output, int var, const char *name, const int32_t *values, int count) {
+    define_mode(output);
+    check(output, nc_put_att_int(output->file, var, name, NC_INT, (size_t)count, values), name);
+}
+
+static void data_mode(Output *output, int var) {
+    int status = nc_enddef(output->file);
+    if (status != NC_ENOTINDEFINE)
+        check(output, status, "defining variables");
+    check(output, nc_var_par_access(output->file, var, NC_COLLECTIVE), "parallel access");
+}
+
+static void write_slab(Output *output, int var, int64_t first, int64_t count, const void *data) {
+    static const char nothing[8];
+    size_t start[NC_MAX_VAR_DIMS] = {0}, extent[NC_MAX_VAR_DIMS] = {0}, item;
+    int dims[NC_MAX_VAR_DIMS], rank;
+    char name[NC_MAX_NAME + 1];
+    nc_type type;
+    data_mode(output, var);
+    check(output, nc_inq_var(output->file, var, name, &type, &rank, dims, NULL), "a variable");
+    check(output, nc_inq_type(output->file, type, NULL, &item), name);
+    for (int i = 0; i < rank; i++)
+        check(output, nc_inq_dimlen(output->file, dims[i], &extent[i]), name);
+    start[0] = count > 0 ? (size_t)first : 0;
+    extent[0] = (size_t)count; /* of a scalar netCDF looks at neither */
+    int64_t bytes = count > 0 ? (int64_t)item : 0;
+    for (int i = 0; i < rank; i++)
+        bytes *= (int64_t)extent[i];
+    output->bytes += bytes;
+    check(output, nc_put_vara(output->file, var, start, extent, count > 0 ? data : nothing), name);
+}
+
+void output_rows(Output *output, int var, int64_t first, int64_t count, const void *rows) {
+    write_slab(output, var, first, count, rows);
+}
+
+void output_whole(Output *output, int var, const void *data) {
+    int rank, dims[NC_MAX_VAR_DIMS];
+    size_t length = 1;
+    check(output, nc_inq_varndims(output->file, var, &rank), "a variable");
+    if (rank > 0) {
+        check(output, nc_inq_vardimid(output->file, var, dims), "a variable");
+        check(output, nc_inq_dimlen(output->file, dims[0], &length), "a variable");
+    }
+    bool mine = comm_rank() == 0 || rank == 0; /* a scalar has no empty selection: all ranks write the same value */
+    write_slab(output, var, 0, mine ? (int64_t)length : 0, data);
+}
+
+int64_t output_bytes(const Output *output) {
+    int64_t bytes = output->bytes;
+    comm_sum_int64(&bytes, 1);
+    return bytes;
+}
+
+static void sync_path(const char *path, const char *name) {
+    int file = open(path, O_RDONLY);
+    if (file < 0 || fsync(file) != 0)
+        die("%s: cannot be made durable: %s", name, strerror(errno));
+    close(file);
+}
+
+void output_finish(Output *output) {
+    output_text(output, OUTPUT_GLOBAL, "status", "complete");
+    check(output, nc_close(output->file), "closing the file");
+    comm_barrier(); /* every rank has closed before one renames */
+    if (!error_caught()) {
+        if (comm_rank() == 0) {
+            char folder[PATH_BYTES];
+            sync_path(output->partial, output->path);
+            if (rename(output->partial, output->path) != 0)
+                die("%s: cannot be renamed to its name: %s", output->partial, strerror(errno));
+            snprintf(folder, sizeof folder, "%s", output->path);
+            char *slash = strrchr(folder, '/');
+            if (slash)
+                slash[slash == folder] = '\0';
+            sync_path(slash ? folder : ".", output->path);
+        }
+    }
+    comm_all_ok();
+    error_set_unfinished(NULL);
+    free(output);
+}

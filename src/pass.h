@@ -1,0 +1,56 @@
+/* pass.h: a pass of this rank's samples through the network, in rounds. Private to forward.c and pass.c.
+ *
+ * A round is at most 64 MiB of results: the rank reads its pixels, its lanes take batches from it one by one (the only
+ * parallel region over lanes), then all ranks write their rows together. Ranks with fewer samples take part in every
+ * round with empty writes. No result depends on the lane, the batch or the round a sample was computed in. */
+#ifndef CNNSCOPE_PASS_H
+#define CNNSCOPE_PASS_H
+
+#include "stages.h"
+
+/* Results of one variable for the samples of a round, on their way to the file. Positions count the pass's samples,
+ * over all ranks; row = position - from. */
+typedef struct {
+    int var;
+    size_t row_bytes;
+    int64_t from, to; /* half-open; the positions the variable has rows of */
+    char *rows;       /* host, (round samples, row_bytes) */
+} Stream;
+
+enum { STREAMS_MAX = 4 * LIST_MAX + 4 };
+
+typedef struct {
+    Job *job;
+    Arena *arena;
+    Plan *plan;
+    int batch, lanes;
+    Shard shard;            /* of the pass's samples, in positions */
+    const int64_t *samples; /* of this rank's positions, counted in the job; NULL: all of job->shard */
+    int64_t round_samples, rounds;
+
+    char *pixels;             /* of a round, as read */
+    Stream streams[STREAMS_MAX];
+    int stream_count;
+    Stream *image, *logits, *prediction; /* NULL: not asked for */
+    Stream *maps[LIST_MAX][3];           /* per method: map, low, high */
+    Stream *features[LIST_MAX];          /* per entry of --feature-maps */
+    int feature_nodes[LIST_MAX], feature_count;
+    const Method *methods;
+    int method_count;
+    const Layers *layers; /* NULL: no features kept */
+
+    bool want_value[1024], want_gradient[1024]; /* per node */
+    struct LaneWork *work; /* per lane */
+} Pass;
+
+/* The samples of a pass: this rank's positions, and what they are (NULL: the samples of job->shard). */
+Pass *pass_new(Arena *arena, Job *job, Shard shard, const int64_t *samples);
+
+/* Declares the variable, and a stream of rows for positions [from, to). Collective. */
+Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t from, int64_t to);
+
+/* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or NULL:
+ * where the logits are kept as well. */
+void pass_run(Pass *pass, const char *name, float *all_logits);
+
+#endif

@@ -1,0 +1,212 @@
+/* pca.c: principal components of a matrix whose rows lie on the ranks. See stages.h.
+ *
+ * Rows stay where they are: means, then the covariance, are sums over rows, made of integers (kernels.h) so that any
+ * number of ranks and threads gives the same bits. One rank solves the eigenproblem and tells the others. Up to 1024
+ * columns the covariance is formed (N D^2 multiplications, three times over; D^2 numbers sent); wider layers go to
+ * pca_wide.c. */
+#include <math.h>
+#include <string.h>
+
+#include "comm.h"
+#include "error.h"
+#include "pca_parts.h"
+
+enum { FORMED_WIDTH_MOST = 1024, BITS_MOST = 22 };
+
+/* A column whose largest deviation is below this part of its largest value is constant: floats that differ, differ by
+ * more, and the mean's own rounding is less. */
+static const double CONSTANT_BELOW = 0x1p-30;
+
+static void check_finite(const Matrix *x, double *most);
+static void find_center(double *center, const Matrix *x, Arena *scratch, const double *most);
+static void find_deviations(double *most, const Matrix *x, const double *device_center);
+static double total_variance(const PcaInput *input, Arena *scratch);
+static void solve_formed(double *values, double *axes, const PcaInput *input, int K, const char *name);
+static void scale_columns(double *scale, const double *most, int width);
+static int sum_bits(int64_t total);
+static void finish_axes(Pca *result, int width, double total);
+static void project(Pca *result, const Matrix *x, const double *device_center);
+
+void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
+    const int D = x->width, K = components;
+    const int64_t most_components = x->shard.total < D ? x->shard.total : D;
+    const int solved = K < most_components ? K : (int)most_components;
+    const size_t column_bytes = (size_t)D * sizeof(double);
+    Arena *scratch = arena_new();
+    *result = (Pca){.components = K, .scores = {.name = x->name, .shard = x->shard, .width = K}};
+    result->center = ARENA_ARRAY(arena, double, D, "PCA center");
+    result->axes = ARENA_ARRAY(arena, double, (uint64_t)K * (uint64_t)D, "PCA axes");
+    result->variance = ARENA_ARRAY(arena, double, K, "PCA variance");
+    result->variance_ratio = ARENA_ARRAY(arena, double, K, "PCA variance");
+
+    double *most = ARENA_ARRAY(scratch, double, D, "column sizes"), *scale = ARENA_ARRAY(scratch, double, D, "scales");
+    double *largest = ARENA_ARRAY(scratch, double, D, "column sizes");
+    check_finite(x, largest);
+    find_center(result->center, x, scratch, largest);
+    PcaInput input = {.x = x, .scale = scale, .most = most};
+    input.device_center = dev_alloc(column_bytes);
+    dev_upload(input.device_center, result->center, column_bytes);
+    find_deviations(most, x, input.device_center);
+    for (int c = 0; c < D; c++)
+        most[c] = most[c] < CONSTANT_BELOW * largest[c] ? 0 : most[c];
+    scale_columns(scale, most, D);
+    input.device_scale = dev_alloc(column_bytes);
+    dev_upload(input.device_scale, scale, column_bytes);
+    input.scratch = dev_alloc(k_covariance_scratch());
+    input.bits = sum_bits(x->shard.total) / 2 < BITS_MOST ? sum_bits(x->shard.total) / 2 : BITS_MOST;
+    input.samples_less_one = x->shard.total > 1 ? (double)x->shard.total - 1 : 1;
+
+    double total = total_variance(&input, scratch);
+    if (D <= FORMED_WIDTH_MOST || D <= 4 * (solved + 8))
+        solve_formed(result->variance, result->axes, &input, solved, x->name);
+    else
+        pca_wide(result->variance, result->axes, &input, solved);
+    dev_free(input.scratch);
+    dev_free(input.device_scale);
+    finish_axes(result, D, total);
+    project(result, x, input.device_center);
+    dev_free(input.device_center);
+    arena_free(scratch);
+}
+
+void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t count, int bits) {
+    Arena *scratch = arena_new();
+    int64_t *high = ARENA_ARRAY(scratch, int64_t, count, "sums"), *low = ARENA_ARRAY(scratch, int64_t, count, "sums");
+    dev_download(high, device_high, count * sizeof *high);
+    dev_download(low, device_low, count * sizeof *low);
+    comm_sum_int64(high, count);
+    comm_sum_int64(low, count);
+    const double low_unit = ldexp(1, -bits);
+    for (size_t i = 0; i < count; i++)
+        sum[i] = (double)high[i] + (double)low[i] * low_unit;
+    arena_free(scratch);
+}
+
+/* most (D): largest |x| of each column, over all ranks. */
+static void check_finite(const Matrix *x, double *most) {
+    find_deviations(most, x, NULL);
+    bool finite = true;
+    for (int c = 0; c < x->width; c++)
+        finite = finite && isfinite(most[c]);
+    if (!error_caught() && !finite)
+        die("PCA of %s: values that are not finite numbers; look at the weights and the input", x->name);
+    comm_all_ok();
+}
+
+static void find_deviations(double *most, const Matrix *x, const double *device_center) {
+    const size_t bytes = (size_t)x->width * sizeof(double);
+    double *on_device = dev_alloc(bytes);
+    k_column_most(on_device, x->rows, x->shard.count, x->width, device_center);
+    dev_download(most, on_device, bytes);
+    dev_free(on_device);
+    for (int c = 0; c < x->width; c++)
+        most[c] = isnan(most[c]) ? INFINITY : most[c]; /* a maximum over ranks would lose it */
+    comm_max(most, x->width);
+}
+
+static void find_center(double *center, const Matrix *x, Arena *scratch, const double *most) {
+    const int D = x->width, bits = sum_bits(x->shard.total);
+    double *scale = ARENA_ARRAY(scratch, double, D, "scales"), *on_device = dev_alloc((size_t)D * sizeof(double));
+    int64_t *sums = ARENA_ARRAY(scratch, int64_t, D, "sums"), *device_sums = dev_alloc((size_t)D * sizeof(int64_t));
+    scale_columns(scale, most, D);
+    dev_upload(on_device, scale, (size_t)D * sizeof(double));
+    k_column_sums(device_sums, x->rows, x->shard.count, D, NULL, on_device, 1, bits);
+    dev_download(sums, device_sums, (size_t)D * sizeof(int64_t));
+    dev_free(device_sums);
+    dev_free(on_device);
+    comm_sum_int64(sums, (size_t)D);
+    for (int c = 0; c < D; c++)
+        center[c] = scale[c] > 0 ? ldexp((double)sums[c], -bits) / scale[c] / (double)x->shard.total : 0;
+}
+
+static double total_variance(const PcaInput *input, Arena *scratch) {
+    const int D = input->x->width, bits = sum_bits(input->x->shard.total);
+    int64_t *sums = ARENA_ARRAY(scratch, int64_t, D, "sums"), *device_sums = dev_alloc((size_t)D * sizeof(int64_t));
+    k_column_sums(device_sums, input->x->rows, input->x->shard.count, D, input->device_center, input->device_scale, 2,
+                  bits);
+    dev_download(sums, device_sums, (size_t)D * sizeof(int64_t));
+    dev_free(device_sums);
+    comm_sum_int64(sums, (size_t)D);
+    double total = 0;
+    for (int c = 0; c < D; c++)
+        if (input->scale[c] > 0)
+            total += ldexp((double)sums[c], -bits) / input->scale[c] / input->scale[c];
+    return total / input->samples_less_one;
+}
+
+static void solve_formed(double *values, double *axes, const PcaInput *input, int K, const char *name) {
+    const int D = input->x->width;
+    const size_t count = (size_t)D * (size_t)D;
+    int64_t *high = dev_alloc(count * sizeof *high), *low = dev_alloc(count * sizeof *low);
+    k_covariance(high, low, input->x->rows, input->x->shard.count, D, input->device_center, input->device_scale,
+                 input->bits, input->scratch);
+    Arena *scratch = arena_new();
+    double *covariance = ARENA_ARRAY(scratch, double, count, "covariance");
+    pca_sum(covariance, high, low, count, input->bits);
+    dev_free(high);
+    dev_free(low);
+    const double unit = ldexp(1, -2 * input->bits) / input->samples_less_one;
+    for (int i = 0; i < D; i++)
+        for (int j = 0; j < D; j++) {
+            double both = input->scale[i] * input->scale[j];
+            covariance[(size_t)i * (size_t)D + (size_t)j] *= both > 0 ? unit / both : 0;
+        }
+    if (!error_caught() && comm_rank() == 0 && K > 0 && !k_eigen(values, axes, covariance, D, K))
+        die("PCA of %s: LAPACK's dsyevr failed on the covariance of %d columns", name, D);
+    comm_all_ok();
+    comm_broadcast(values, (size_t)K * sizeof *values);
+    comm_broadcast(axes, (size_t)K * (size_t)D * sizeof *axes);
+    arena_free(scratch);
+}
+
+/* 2^-e with most <= 2^e; 0 where there is nothing to scale. */
+static void scale_columns(double *scale, const double *most, int width) {
+    for (int c = 0; c < width; c++) {
+        int exponent;
+        frexp(most[c], &exponent);
+        scale[c] = most[c] > 0 ? ldexp(1, -exponent) : 0;
+    }
+}
+
+/* `total` terms of this many bits each do not overflow an int64. */
+static int sum_bits(int64_t total) {
+    int bits = 62;
+    while (total > 1) {
+        total = (total + 1) / 2;
+        bits--;
+    }
+    return bits < 52 ? bits : 52;
+}
+
+/* What rounding made of a variance of nothing becomes zero, with its axis; else the sign rule of scikit-learn. */
+static void finish_axes(Pca *result, int width, double total) {
+    const double nothing = width * 0x1p-52 * (result->components > 0 ? result->variance[0] : 0);
+    for (int k = 0; k < result->components; k++) {
+        double *axis = result->axes + (size_t)k * (size_t)width;
+        if (!(result->variance[k] > nothing)) {
+            result->variance[k] = 0;
+            memset(axis, 0, (size_t)width * sizeof *axis);
+            continue;
+        }
+        int largest = 0;
+        for (int c = 1; c < width; c++)
+            largest = fabs(axis[c]) > fabs(axis[largest]) ? c : largest;
+        for (int c = 0; axis[largest] < 0 && c < width; c++)
+            if (c != largest)
+                axis[c] = -axis[c];
+        axis[largest] = fabs(axis[largest]);
+        result->variance_ratio[k] = result->variance[k] / total;
+    }
+}
+
+static void project(Pca *result, const Matrix *x, const double *device_center) {
+    const size_t scores = (size_t)x->shard.count * (size_t)result->components;
+    const size_t axes_bytes = (size_t)result->components * (size_t)x->width * sizeof(double);
+    double *axes = dev_alloc(axes_bytes), *t = dev_alloc(scores * sizeof *t);
+    dev_upload(axes, result->axes, axes_bytes);
+    result->scores.rows = dev_alloc(scores * sizeof(float));
+    k_project(t, x->rows, x->shard.count, x->width, device_center, axes, result->components);
+    k_round(result->scores.rows, t, (int64_t)scores);
+    dev_free(t);
+    dev_free(axes);
+}

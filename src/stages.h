@@ -1,0 +1,120 @@
+/* stages.h: what main calls, one after the other. Each is Collective; each rank holds its shard of the samples. */
+#ifndef CNNSCOPE_STAGES_H
+#define CNNSCOPE_STAGES_H
+
+#include "arena.h"
+#include "graph.h"
+#include "job.h"
+#include "kernels.h"
+#include "shard.h"
+
+/* A matrix (total, width) whose rows lie on the ranks as the samples do. */
+typedef struct {
+    const char *name; /* for messages and progress: the layer */
+    Shard shard;
+    int width;
+    float *rows; /* device, (shard.count, width) */
+} Matrix;
+
+/* ---- The network (forward.c, attribution.c) --------------------------------------------------------------------- */
+
+typedef struct {
+    int count;
+    Matrix *features; /* one per layer to embed; freed by matrix_free */
+    const int *nodes; /* of the graph; -1 for the matrix of `embed` */
+} Layers;
+
+/* Logits and predictions of every sample, features of the layers to embed, feature maps, filters, images and
+ * attribution maps: one pass over this rank's samples, written as they are made (a second pass over chosen samples
+ * where not all maps are kept). */
+Layers forward(Job *job);
+
+/* The matrix of `cnnscope embed` in place of a network. Writes the images, where given. */
+Layers matrix_read(Job *job);
+
+void matrix_free(Matrix *matrix);
+
+/* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result. */
+Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
+
+typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
+
+typedef struct {
+    MethodKind kind;
+    int node;    /* whose value or gradient is looked at; the input for saliency */
+    Shape layer; /* of that node; the map is (layer.height, layer.width) */
+    char variable[128]; /* in the results file */
+} Method;
+
+/* --attribution, or its default; gives the number of methods. Exits 2 on an unknown one. */
+int attribution_methods(Method **methods, const Job *job);
+
+/* Declares map, low and high over the dimension `samples`, and gives their variables. */
+void attribution_declare(int variables[3], const Job *job, const Method *method, const char *samples, int64_t length);
+
+void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
+
+/* Device: map (B,H,W), low (B), high (B), of a batch that went forward and backward. */
+void attribution_batch(float *map, float *low, float *high, const Method *method, const Plan *plan, Lane *lane, int B);
+
+/* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
+ * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
+int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
+
+/* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
+
+/* PCA and t-SNE of a matrix, as the options ask, into the results file. */
+void embed(Job *job, const Matrix *features, int node);
+
+/* ---- PCA (pca.c) ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    int components; /* K; columns past the rank of the data are zeros */
+    double *center;         /* (width) mean */
+    double *axes;           /* (K, width) unit vectors; the entry of largest magnitude is positive (scikit-learn >= 1.5) */
+    double *variance;       /* (K) divided by N - 1 */
+    double *variance_ratio; /* (K) of the total variance */
+    Matrix scores;          /* (total, K), sharded like the input; rows with dev_alloc */
+} Pca;
+
+/* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. */
+void pca(Pca *result, Arena *arena, const Matrix *x, int components);
+
+/* ---- t-SNE (tsne.c) --------------------------------------------------------------------------------------------- */
+
+/* --tsne-samples: a class-stratified subset keyed on (seed, file position); this rank's kept rows, ascending. */
+int64_t *tsne_subset(int64_t *count, Arena *arena, const Job *job);
+
+/* --init: the first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
+ * positions (shard.total) receives them, counted in the job. p: PCA of a layer of that width; read by --init pca only. */
+float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data, const int64_t *keep,
+                  Shard shard);
+
+typedef struct {
+    int axes; /* 2 or 3 */
+    double perplexity;
+    int max_iter;
+    double early_exaggeration;
+    int exaggeration_iter;
+    double learning_rate; /* 0: max(N / early_exaggeration / 4, 50) */
+    uint64_t seed;        /* of the random start */
+} TsneOptions;            /* scikit-learn's meanings */
+
+typedef struct {
+    float *map;      /* host, (total, axes), sample order, on every rank; in the arena */
+    double kl;       /* of the final map, against P */
+    int iterations;  /* done */
+    int checks;      /* entries of the history */
+    int *check_iterations;
+    double *kl_history; /* against P, of Y before the update of iterations 49, 99, ... */
+    double learning_rate; /* used */
+    double affinity_sum, affinity_dropped_mass; /* total of P as kept; largest share dropped from a row */
+    int64_t affinity_nonzeros;
+} TsneResult;
+
+/* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
+ * all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it is.
+ * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. */
+void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
+
+#endif
