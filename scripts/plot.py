@@ -1,0 +1,404 @@
+#!/usr/bin/env python3
+"""Draw the figures of a results file: what the network learned, on a few pages.
+
+    plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf]
+
+For each embedded layer its PCA and t-SNE maps by class; the filters and feature maps in the file; for some samples the
+input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
+Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
+classes, beyond that an ordered scale with each class written at the middle of its points.
+Points are drawn in a random but fixed order, so that no class covers the others; in PDF they are one bitmap, so that
+the file stays small however many there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import matplotlib
+    import numpy as np
+    import xarray as xr
+    from matplotlib import font_manager, patheffects
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    import cnnscope
+except ImportError as error:
+    sys.exit(f"plot.py: {error}: run scripts/setup.sh once, then .venv/bin/python scripts/plot.py")
+
+# Paul Tol's "muted" set and a violet: at least 15 units of CIELAB apart for normal and colour-blind eyes (simulated).
+HUES = ["#332288", "#ddcc77", "#117733", "#cc6677", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#9922ff"]
+NO_LABEL = "#d0d0d0"
+WRONG = "#b00020"
+FORMATS = ("png", "pdf", "svg")
+CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei"}
+MAX_TILES = 100  # of one grid
+MAX_INPUTS = 64  # input channels of one filter that are drawn
+PER_PAGE = 20  # samples
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "pdf.fonttype": 42,  # TrueType, as publishers ask for
+    "svg.hashsalt": "cnnscope",
+    "text.parse_math": False,  # names may contain $
+}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(STYLE)
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(CJK_FONTS & installed)]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            write(arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"plot.py: {error}")
+    if any("Glyph" in str(warning.message) for warning in caught):
+        print("plot.py: no installed font has some letters of the names; install fonts-noto-cjk or such",
+              file=sys.stderr)
+
+
+def write(arguments: argparse.Namespace) -> None:
+    ds = cnnscope.open_result(arguments.file)
+    missing = set(arguments.samples or []) - set(ds.sample.values)
+    if missing:
+        first, last = ds.sample.values[[0, -1]]
+        raise ValueError(f"{arguments.file}: holds no sample {min(missing)}, expected {first} to {last} in --samples")
+    folder = arguments.output or arguments.file.with_name(f"{arguments.file.stem}_figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures(ds, arguments.samples):
+        for suffix in arguments.format:
+            path = folder / f"{name}.{suffix}"
+            figure.savefig(path, metadata={"CreationDate": None} if suffix == "pdf" else None)
+            print(path, flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    def formats(text: str) -> list[str]:
+        if not set(text.split(",")) <= set(FORMATS):
+            raise argparse.ArgumentTypeError(f"{text}: expected some of {','.join(FORMATS)}")
+        return text.split(",")
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.nc", help="a results file of cnnscope")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: FILE_figures beside the file")
+    parser.add_argument("--samples", type=numbers, metavar="I,J,...", help="file positions of the samples to show; "
+                        "default: the first 8, or with labels the first 4 and the first 4 that are wrong")
+    parser.add_argument("--format", type=formats, default=["png", "pdf"], help="png,pdf (default), svg")
+    return parser.parse_args()
+
+
+def figures(ds: xr.Dataset, samples: list[int] | None = None) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of everything the file has numbers for, one at a time."""
+    for layer in cnnscope.layers(ds):
+        for method in ("pca", "tsne"):
+            if f"{layer}_{method}" in ds:
+                yield f"{layer}_{method}", scatter(ds, layer, method)
+    if {"label", "prediction"} <= set(ds.variables) and (ds.label >= 0).any():
+        yield "confusion", confusion(ds)
+    for name in map(str, ds.data_vars):
+        if name.endswith("_filters") and ds[name].ndim == 4:
+            yield name, filters(ds, name.removesuffix("_filters"))
+        if name.endswith("_maps") and ds[name].ndim == 4:
+            positions = ds[name][ds[name].dims[0]].values
+            for sample in (s for s in positions if s in samples) if samples else positions[:4]:
+                yield f"{name}_sample{sample}", feature_maps(ds, name.removesuffix("_maps"), int(sample))
+    for name in map(str, ds.data_vars):
+        if name == "saliency" or name.split("_")[0] == "gradcam" and ds[name].ndim == 3:
+            shown = samples or default_samples(ds, name)
+            for page, start in enumerate(range(0, len(shown), PER_PAGE)):
+                suffix = f"_{page + 1}" if len(shown) > PER_PAGE else ""
+                yield name + suffix, attributions(ds, name, shown[start : start + PER_PAGE])
+
+
+def default_samples(ds: xr.Dataset, name: str, count: int = 8) -> list[int]:
+    """The first samples that the map was kept for; with labels half of them wrong ones, where there are so many."""
+    kept = ds[name][ds[name].dims[0]].values
+    if "label" not in ds.variables:
+        return kept[:count].tolist()
+    seen = ds[["label", "prediction"]].sel(sample=kept)
+    wrong = kept[((seen.label != seen.prediction) & (seen.label >= 0)).values][: count // 2]
+    first = kept[~np.isin(kept, wrong)][: count - len(wrong)]
+    return np.concatenate([first, wrong]).tolist()
+
+
+# ---- maps of a layer ------------------------------------------------------------------------------------------------
+
+
+def scatter(ds: xr.Dataset, layer: str, method: str) -> Figure:
+    """PCA or t-SNE of a layer, a point per sample, coloured by label, else by prediction; 3-D where the map is."""
+    points = ds[f"{layer}_{method}"].values
+    of = next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
+    mapped = np.isfinite(points).all(1)  # t-SNE may have been asked for a part of the samples
+    categories = ds[of].values[mapped] if of else np.zeros(mapped.sum(), int)
+    points = points[mapped]
+    dimensions = points.shape[1] if points.shape[1] <= 3 else 2
+    points = np.column_stack([points, categories])[:, : max(dimensions, 2)]  # a 1-D map is spread by category
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    ax = figure.add_subplot(projection="3d" if dimensions == 3 else None)
+    draw_points(figure, ax, ds, points, categories, of, named=method == "tsne")
+    axes = [ax.xaxis, ax.yaxis] if dimensions < 3 else [ax.xaxis, ax.yaxis, ax.zaxis]
+    for i, axis in enumerate(axes):
+        axis.set_label_text(f"{'PC' if method == 'pca' else 't-SNE '}{i + 1}" if i < dimensions else of or "")
+    if dimensions == 2:
+        ax.set_aspect("equal", adjustable="datalim")
+    if dimensions == 3:
+        ax.set_box_aspect(None, zoom=1.1)
+        for axis in axes:
+            axis.set_pane_color("white")
+    details = (pca_details if method == "pca" else tsne_details)(ds, layer, axes[:dimensions])
+    count = f"{len(points):,}" + (f" of {len(mapped):,}" if not mapped.all() else "")
+    figure.suptitle(f"{'PCA' if method == 'pca' else 't-SNE'} of {layer}\n{count} samples, {details}")
+    if method == "tsne":
+        figure.supxlabel("The sizes of clusters and the distances between them carry no meaning", size=7, color="0.4")
+    return figure
+
+
+def pca_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
+    share = 100 * ds[f"{layer}_pca_explained_variance_ratio"].values[: len(axes)]
+    for axis, percent in zip(axes, share):
+        axis.set_label_text(f"{axis.get_label_text()} ({percent:.1f} %)")
+    return f"{share.sum():.1f} % of the variance explained"
+
+
+def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
+    for axis in axes:
+        axis.set_major_formatter("")  # its units mean nothing
+        axis.set_tick_params(length=0)
+    perplexity = ds[f"{layer}_tsne"].attrs.get("perplexity", ds.attrs.get("option_perplexity"))
+    return f"perplexity {perplexity:g}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+
+
+def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray, of: str | None,
+                named: bool) -> None:
+    """The points and their key; `named` writes each category at the middle of its points."""
+    present = [int(c) for c in np.unique(categories) if c >= 0]
+    names = [short(name) for name in cnnscope.category_names(ds, present)]
+    many = len(present) > 2 * len(HUES)
+    # The ends of viridis that vanish on white are left out.
+    scale = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(len(present), 2)))
+    rank = np.searchsorted(present, categories)
+    colours = scale[np.minimum(rank, len(scale) - 1)] if many else np.array([HUES[r % len(HUES)] for r in rank])
+    order = np.random.default_rng(0).permutation(len(points))
+    style = {"s": np.clip(60000 / len(points), 2, 25), "linewidths": 0, "alpha": 0.7, "rasterized": True}
+    if points.shape[1] == 3:
+        style |= {"alpha": 1.0, "depthshade_minalpha": 0.4}
+    grey = order[categories[order] < 0]
+    ax.scatter(*points[grey].T, c=NO_LABEL, zorder=1, **style)
+    for marker, chosen in (("o", rank < len(HUES)), ("^", rank >= len(HUES))) if not many else (("o", rank >= 0),):
+        drawn = order[(chosen & (categories >= 0))[order]]
+        ax.scatter(*points[drawn].T, c=colours[drawn], marker=marker, zorder=2, **style)
+    if many:
+        draw_bar(figure, ax, scale, names, of)
+    elif of:
+        draw_legend(figure, names, of, unlabelled=len(grey) > 0)
+    for category, name in zip(present, names) if named and of else ():
+        middle = np.median(points[categories == category], axis=0)
+        ax.text(*middle, name if len(name) <= 10 else str(category), size=6 if many else 9, ha="center", va="center",
+                zorder=9, path_effects=[patheffects.withStroke(linewidth=1.5, foreground="white")])
+
+
+def draw_bar(figure: Figure, ax: Axes, scale: np.ndarray, names: list[str], of: str) -> None:
+    norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+    ticks = np.unique(np.linspace(0, len(names) - 1, 11).round().astype(int))
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, ListedColormap(scale)), ax=ax, ticks=ticks, shrink=0.8,
+                          pad=0.08 if ax.name == "3d" else 0.02)
+    bar.ax.set_yticklabels([names[t] for t in ticks], size=8)
+    bar.ax.minorticks_off()
+    bar.set_label(of)
+
+
+def draw_legend(figure: Figure, names: list[str], of: str, unlabelled: bool) -> None:
+    looks = [("o^"[i // len(HUES)], HUES[i % len(HUES)], name) for i, name in enumerate(names)]
+    looks += [("o", NO_LABEL, "no label")] if unlabelled else []
+    handles = [Line2D([], [], ls="", ms=6, marker=marker, color=colour, label=name) for marker, colour, name in looks]
+    figure.legend(handles=handles, title=of, loc="outside right center")
+
+
+# ---- confusion matrix -----------------------------------------------------------------------------------------------
+
+
+def confusion(ds: xr.Dataset) -> Figure:
+    """Rows are labels, columns predictions, coloured by the share of the row; samples without label are left out."""
+    known = ds.label.values >= 0
+    label, prediction = ds.label.values[known], ds.prediction.values[known]
+    categories = np.union1d(np.union1d(label, prediction), np.arange(len(cnnscope.category_names(ds))))
+    categories = categories[categories >= 0]
+    n = len(categories)
+    counts = np.zeros((n, n), int)
+    np.add.at(counts, (np.searchsorted(categories, label), np.searchsorted(categories, prediction)), 1)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+    inches = np.clip(0.42 * n, 4, 10)
+    figure = Figure(figsize=(inches + 1.6, inches + 0.6), layout="compressed")
+    ax = figure.add_subplot()
+    # The square root keeps single errors visible beside a full diagonal.
+    picture = ax.imshow(100 * np.sqrt(share), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    bar = figure.colorbar(picture, ax=ax, shrink=0.7, ticks=100 * np.sqrt([0, 0.01, 0.05, 0.2, 0.5, 1]))
+    bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"])
+    bar.set_label("share of the samples with this label")
+    if n <= 20:
+        for i, j in zip(*np.nonzero(counts)):
+            colour = "w" if share[i, j] > 0.3 else "k"
+            ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", size=7, color=colour)
+    names = [short(name, 16) for name in cnnscope.category_names(ds, categories)]
+    ticks = np.arange(0, n, -(-n // 100))
+    turned = max(map(len, names)) > 3
+    ax.set_xticks(ticks, [names[t] for t in ticks], rotation=90 if turned or n > 30 else 0)
+    ax.set_yticks(ticks, [names[t] for t in ticks])
+    ax.tick_params(labelsize=8 if n <= 20 else 5 if n > 60 else 6, length=2)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="prediction", ylabel="label")
+    wrong = int((label != prediction).sum())
+    ax.set_title(f"Accuracy {100 * (1 - wrong / len(label)):.2f} % ({wrong:,} of {len(label):,} wrong)", size=11)
+    return figure
+
+
+# ---- filters and feature maps ---------------------------------------------------------------------------------------
+
+
+def filters(ds: xr.Dataset, layer: str) -> Figure:
+    """The weights of a convolution: a tile per filter for 1 or 3 input channels, else rows of one tile per channel."""
+    weights = ds[f"{layer}_filters"].values
+    count, inputs, height, width = weights.shape
+    size = f"{count} filters of {inputs} x {height} x {width}"
+    limit = np.abs(weights).max() or 1.0
+    if inputs == 3:
+        tiles = [scaled(w.transpose(1, 2, 0)) for w in weights[:MAX_TILES]]
+        return grid(tiles, f"Filters of {layer}: {size}\nRGB, each scaled to its own range")
+    if inputs == 1:
+        figure = grid(list(weights[:MAX_TILES, 0]), f"Filters of {layer}: {size}", Normalize(-limit, limit))
+        picture = figure.axes[0].images[0]
+    else:
+        shown = weights[:MAX_TILES, :MAX_INPUTS]
+        mosaic = np.full((len(shown) * (height + 1) - 1, shown.shape[1] * (width + 1) - 1), np.nan)
+        for i, j in np.ndindex(*shown.shape[:2]):
+            mosaic[i * (height + 1) :, j * (width + 1) :][:height, :width] = shown[i, j]
+        inch = 9 / max(mosaic.shape)
+        figure = Figure(figsize=(max(mosaic.shape[1] * inch, 4) + 1, mosaic.shape[0] * inch + 1), layout="compressed")
+        ax = figure.add_subplot()
+        picture = ax.imshow(mosaic, cmap="gray", norm=Normalize(-limit, limit), interpolation="nearest")
+        ax.set(xticks=[], yticks=[], ylabel=f"filter (0..{len(shown) - 1})")
+        ax.set_xlabel(f"input channel (0..{shown.shape[1] - 1})")
+        ax.spines[:].set_visible(False)
+        partly = ", the first ones shown" if shown.size < weights.size else ""
+        figure.suptitle(f"Filters of {layer}: {size}{partly}")
+    figure.colorbar(picture, ax=figure.axes, shrink=0.6, label="weight")
+    return figure
+
+
+def feature_maps(ds: xr.Dataset, layer: str, sample: int) -> Figure:
+    maps = cnnscope.of_sample(ds, f"{layer}_maps", sample).values
+    title = f"Feature maps of {layer}: {caption(ds, sample)}\n{len(maps)} channels, each scaled to its own range"
+    return grid(list(maps[:MAX_TILES]), title + (f", {MAX_TILES} shown" if len(maps) > MAX_TILES else ""))
+
+
+def grid(tiles: list[np.ndarray], title: str, norm: Normalize | None = None) -> Figure:
+    """Gray or RGB tiles in a nearly square grid, numbered; without norm each has its own range."""
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    rows = -(-len(tiles) // columns)
+    tile = np.clip(8 / columns, 0.8, 2.5)
+    ratio = np.clip(tiles[0].shape[0] / tiles[0].shape[1], 0.25, 4)
+    figure = Figure(figsize=(max(tile * columns, 4), rows * (tile * ratio + 0.15) + 0.7), layout="compressed")
+    for i, values in enumerate(tiles):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        ax.imshow(values, cmap="gray", norm=norm, interpolation="nearest")
+        ax.set_title(str(i), size=6, pad=2, color="0.4")
+        ax.axis("off")
+    figure.suptitle(title)
+    return figure
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
+    """Input and map side by side, prediction and label above; Grad-CAM lies over the input."""
+    columns = min(len(samples), 4 if len(samples) > 4 else 2)
+    rows = -(-len(samples) // columns)
+    height, width = ds[name].shape[-2:]
+    tall = 1.55 * np.clip(height / width, 0.25, 3) * (1 if "image" in ds else 2)
+    figure = Figure(figsize=(3.2 * columns, (tall + 0.45) * rows + 0.4), layout="constrained")
+    parts = figure.subfigures(rows, columns, squeeze=False).flat
+    for part, sample in zip(parts, samples):
+        values = cnnscope.of_sample(ds, name, sample).values
+        picture = displayed(cnnscope.of_sample(ds, "image", sample).values) if "image" in ds else None
+        axes = part.subplots(1, 1 if picture is None else 2, squeeze=False)[0]
+        gray = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        if picture is not None:
+            axes[0].imshow(picture, **gray)
+        if name == "saliency":
+            axes[-1].imshow(values, cmap="hot", vmin=0, vmax=1)
+        else:
+            height, width = values.shape if picture is None else picture.shape[:2]
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            if picture is not None:
+                axes[-1].imshow(picture, **gray)
+            axes[-1].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=None if picture is None else 0.6,
+                            extent=extent, interpolation="bilinear")
+        for ax in axes:
+            ax.axis("off")
+        part.suptitle(caption(ds, sample), size=8, color=WRONG if is_wrong(ds, sample) else "k")
+    if name == "saliency":
+        figure.suptitle("Saliency: |gradient of the predicted class's logit|, each map scaled to 0..1")
+    else:
+        figure.suptitle(f"Grad-CAM of {ds[name].dims[1].removesuffix('_y')} for the predicted class, over the input")
+    return figure
+
+
+def displayed(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) pixels as (H, W) gray or (H, W, 3) colours in 0..1; other channel counts by their mean."""
+    if image.dtype == np.uint8:
+        image = image / 255
+    elif image.min() < 0 or image.max() > 1:
+        image = scaled(image)
+    return image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+
+
+def caption(ds: xr.Dataset, sample: int) -> str:
+    """For example: sample 115: predicted 9, label 4."""
+    known = {v: int(cnnscope.of_sample(ds, v, sample)) for v in ("prediction", "label") if v in ds.variables}
+    words = {"prediction": "predicted", "label": "label"}
+    parts = [f"{words[v]} {short(*cnnscope.category_names(ds, [c]))}" for v, c in known.items() if c >= 0]
+    lines = [f"sample {sample}" + (": " if parts else "") + ", ".join(parts)]
+    return lines[0] if len(lines[0]) <= 48 else f"sample {sample}: {parts[0]},\n{', '.join(parts[1:])}"
+
+
+def is_wrong(ds: xr.Dataset, sample: int) -> bool:
+    if not {"label", "prediction"} <= set(ds.variables):
+        return False
+    label, prediction = (int(cnnscope.of_sample(ds, v, sample)) for v in ("label", "prediction"))
+    return 0 <= label != prediction
+
+
+def short(name: str, length: int = 20) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+if __name__ == "__main__":
+    main()
