@@ -1,0 +1,34 @@
+/* ref.h: the network's operations in double precision, plain loops, as their definitions read: what the fast kernels
+ * are compared with. Values are (B, C, H, W), C order. Gradients are with respect to the input, `d` for gradient. */
+#ifndef CNNSCOPE_REF_H
+#define CNNSCOPE_REF_H
+
+#include "graph.h"
+
+void ref_conv(double *out, const double *in, const float *weight, const float *bias, const ConvShape *s, int B);
+void ref_conv_backward(double *din, const double *dout, const float *weight, const ConvShape *s, int B);
+
+/* y = x * scale[c] + shift[c] (scale NULL: y = x), then max(y, 0) if relu. */
+void ref_affine(double *out, const double *in, const float *scale, const float *shift, bool relu, int B, int C, int pixels);
+void ref_affine_backward(double *din, const double *dout, const double *out, const float *scale, bool relu, int B, int C,
+                         int pixels);
+
+/* The first largest value of each window, in row-major order; padding takes no part. */
+void ref_max_pool(double *out, const double *in, const ConvShape *s, int B);
+void ref_max_pool_backward(double *din, const double *dout, const double *in, const ConvShape *s, int B);
+
+void ref_global_average(double *out, const double *in, int B, int C, int pixels);
+void ref_global_average_backward(double *din, const double *dout, int B, int C, int pixels);
+
+void ref_linear(double *out, const double *in, const float *weight, const float *bias, int B, int inputs, int outputs);
+void ref_linear_backward(double *din, const double *dout, const float *weight, int B, int inputs, int outputs);
+
+/* One node, from its input's value; a whole network: values[i], gradients[i] (B * shape_size of node i), values[0] and
+ * the gradient of the logits given. */
+void ref_node(double *out, const double *in, const Node *node, Shape in_shape, int B);
+void ref_node_backward(double *din, const double *dout, const double *out, const double *in, const Node *node,
+                       Shape in_shape, int B);
+void ref_graph(double **values, const Graph *graph, int B);
+void ref_graph_backward(double **gradients, double *const *values, const Graph *graph, int B);
+
+#endif

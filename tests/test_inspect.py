@@ -1,0 +1,187 @@
+"""`cnnscope inspect`, and through it every reason for which a .pth is not the notebook's network.
+
+No MPI: the program is started as it is. The files are made by crafted.py, without PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crafted import Entry, calling, network, pickled, save, text
+from program import BINARY, DATA, GOLDEN
+
+PTH = GOLDEN / "pth"
+
+
+def inspect(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BINARY, "inspect", "--model", path], capture_output=True, text=True, timeout=60, check=False)
+
+
+def refusal(path: Path) -> tuple[str, str]:
+    """Stdout and the one line of stderr of a file that cannot be run."""
+    done = inspect(path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"cnnscope: {path}: ")
+    return done.stdout, lines[0]
+
+
+def words(line: str) -> list[str]:
+    return line.split()
+
+
+@pytest.mark.parametrize(("name", "form"), [("model.pth", "zip"), ("model_legacy.pth", "legacy")])
+def test_shipped_model(name: str, form: str) -> None:
+    done = inspect(DATA / name)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert f"format  torch.save, {form}" in lines
+    rows = [words(line) for line in lines]
+    assert ["conv2.weight", "float32", "(32,", "16,", "3,", "3)"] in rows
+    assert ["bn1.num_batches_tracked", "int64", "()"] in rows
+    assert "16 tensors, 5324 elements" in lines
+    layers = rows[rows.index(next(r for r in rows if r[:1] == ["layer"])) + 1 :]
+    assert [r[0] for r in layers] == "input conv1 bn1 relu1 pool1 conv2 bn2 relu2 pool2 gap logits".split()
+    assert layers[5] == ["conv2", "Conv", "3", "x", "3", "(32,", "H/2,", "W/2)"]
+    assert layers[9] == ["gap", "GlobalAveragePool", "(32,)"]
+    assert layers[10] == ["logits", "Gemm", "(10,)"]
+
+
+def test_sizes_come_from_the_tensors() -> None:
+    out = inspect(PTH / "cnn_float16.pth").stdout
+    rows = [words(line) for line in out.splitlines()]
+    assert ["conv1", "Conv", "3", "x", "5", "(2,", "H,", "W)"] in rows
+    assert ["conv2", "Conv", "1", "x", "1", "(3,", "H/2,", "W/2)"] in rows
+    assert ["fc.weight", "float16", "(5,", "3)"] in rows
+
+
+def test_wrapped_network_can_be_run() -> None:
+    out = inspect(PTH / "cnn_float64.pth").stdout
+    assert "under   key state_dict of a checkpoint\nprefix  module., taken off every name\n" in out
+    assert out.splitlines()[-1].split() == ["logits", "Gemm", "(2,)"]
+
+
+def test_tensors_of_another_network_are_printed_before_it_is_refused() -> None:
+    out, line = refusal(PTH / "checkpoint.pth")
+    assert ["conv1.weight", "float32", "(2,", "1,", "3,", "3)"] in [words(row) for row in out.splitlines()]
+    assert "argparse.Namespace (byte 52)" in out
+    assert "tensor conv2.weight is missing" in line
+    assert "notebook's CNN" in line
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+REFUSED = {
+    "no conv1": ({"conv1__weight": None}, "conv1.weight is missing"),
+    "no scale of bn1": ({"bn1__weight": None}, "bn1.weight is missing"),
+    "no shift of bn2": ({"bn2__bias": None}, "bn2.bias is missing"),
+    "no mean": ({"bn1__running_mean": None}, "bn1.running_mean is missing"),
+    "no fc": ({"fc__weight": None}, "fc.weight is missing"),
+    "a tensor too many": ({"conv3__weight": ones(2, 2)}, "conv3.weight has no place"),
+    "a part too many": ({"fc__running_mean": ones(2)}, "fc.running_mean has no place"),
+    "channels": ({"conv2__weight": ones(6, 5, 3, 3)}, "conv2.weight has shape (6, 5, 3, 3), expected (any, 4, any, any)"),
+    "rank": ({"conv1__weight": ones(4, 3, 3)}, "conv1.weight has shape (4, 3, 3), expected (any, any, any, any)"),
+    "norm": ({"bn2__running_var": ones(5)}, "bn2.running_var has shape (5), expected (6)"),
+    "bias": ({"conv1__bias": ones(5)}, "conv1.bias has shape (5), expected (4)"),
+    "classes": ({"fc__bias": ones(9)}, "fc.bias has shape (9), expected (10)"),
+    "no classes": ({"fc__weight": ones(0, 6), "fc__bias": None}, "fc.weight has shape (0, 6), expected (any, 6)"),
+    "even kernel": ({"conv2__weight": ones(6, 4, 3, 2)}, "conv2.weight has a kernel of 3 x 2, expected odd sizes"),
+    "NaN": ({"conv2__weight": np.where(np.arange(216).reshape(6, 4, 3, 3) == 100, np.nan, 1)},
+            "conv2.weight holds nan at (2, 3, 0, 1)"),
+    "infinity": ({"bn1__running_mean": np.array([0, np.inf, 0, 0])}, "bn1.running_mean holds inf at (1)"),
+    "variance": ({"bn1__running_var": np.array([0, 1, -2, 0])}, "bn1.running_var holds -2 at (2)"),
+    "scale": ({"bn1__running_var": np.zeros(4), "bn1__weight": np.full(4, 3e38)}, "channel 0 of bn1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_not_the_network(tmp_path: Path, case: str) -> None:
+    changes, message = REFUSED[case]
+    assert message in refusal(save(tmp_path / "bad.pth", network(**changes)))[1]
+
+
+def test_layers_may_be_without_bias(tmp_path: Path) -> None:
+    without = network(conv1__bias=None, conv2__bias=None, fc__bias=None, bn1__weight=None, bn1__bias=None)
+    assert inspect(save(tmp_path / "good.pth", without)).returncode == 0
+
+
+def test_tensor_made_by_a_call(tmp_path: Path) -> None:
+    """The state_dict needs it: refused by name and byte offset."""
+    good = network()
+    pickle = pickled(good).replace(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cevil\nbuild\n", 1)
+    offset = pickle.index(b"cevil")
+    line = refusal(save(tmp_path / "bad.pth", good, pickle))[1]
+    assert f"conv1.weight is made by evil.build (byte {offset} of data.pkl)" in line
+
+
+def test_call_that_nobody_needs_is_not_run(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    good = network()
+    inner = pickled(good)[2:-1]
+    call = b"cos\nsystem\n" + text(f"touch {touched}") + b"\x85R"
+    pickle = b"\x80\x02}(" + text("state_dict") + inner + text("other") + call + b"u."
+    done = inspect(save(tmp_path / "good.pth", good, pickle))
+    assert done.returncode == 0
+    assert f"skipped objects of os.system (byte {pickle.index(b'cos')})" in done.stdout
+    assert refusal(save(tmp_path / "bad.pth", good, calling("os", "system", f"touch {touched}")))
+    assert not touched.exists()
+
+
+def test_bomb(tmp_path: Path) -> None:
+    """300 MB of zeros in a third of a megabyte."""
+    path = save(tmp_path / "bad.pth", {})
+    huge = network(fc__weight=Entry(ones(10, 6), numel=75_000_000))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("m/data.pkl", pickled(huge))
+        for number, (name, entry) in enumerate(huge.items()):
+            zeros = name == "fc.weight"
+            file.writestr(f"m/data/{number}", bytes(300_000_000) if zeros else entry.values.tobytes())
+    assert path.stat().st_size < 400_000
+    assert "more than a file of" in refusal(path)[1]
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("m/data.pkl", pickled(network()))
+        file.writestr("m/byteorder", "big")
+    assert "byteorder is big" in refusal(path)[1]
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    (["a/data.pkl", "b/data.pkl"], "expected one data.pkl"), (["a/other"], "without data.pkl"),
+    (["data.pkl"], "data/0 is missing"), (["m/data.pkl", "m/constants.pkl"], "TorchScript"),
+])
+def test_other_zips(tmp_path: Path, entries: list[str], message: str) -> None:
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in entries:
+            file.writestr(name, pickled(network()))
+    assert message in refusal(path)[1]
+
+
+def peak_bytes(path: Path) -> int:
+    """The most memory that inspecting a bad file took."""
+    with subprocess.Popen([BINARY, "inspect", "--model", path], stdout=-3, stderr=-3) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1
+    return usage.ru_maxrss * 1024  # Linux counts in KiB
+
+
+@pytest.mark.parametrize("opcode", [b"N", b")", b"K\1", b"(", b"2", b"X\1\0\0\0aq\0"])
+def test_memory_is_bounded(tmp_path: Path, opcode: bytes) -> None:
+    """A pickle with a value in every byte takes at most 3 times the file and 64 MiB."""
+    empty = tmp_path / "empty.pth"
+    empty.write_bytes(b"\x80\x02N.")
+    hostile = save(tmp_path / "bad.pth", network(), b"\x80\x02N" + opcode * (30_000_000 // len(opcode)) + b".")
+    assert peak_bytes(hostile) - peak_bytes(empty) <= 3 * hostile.stat().st_size + 64 * 2**20

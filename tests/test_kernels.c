@@ -1,0 +1,532 @@
+/* test_kernels.c: one table of operations and shapes, and what must hold for every line of it, in both layouts:
+ * the kernel agrees with ref.c in both directions; linear operations satisfy <Ax, y> = <x, A'y>; ref.c's gradients are
+ * those of its forward pass (signed finite differences); a sample's bits depend neither on the batch size, nor on its
+ * place in the batch, nor on the thread or on what other threads do.
+ *
+ *     test_kernels [LEVEL]     the level of instructions, as dev_isa gives it; default: the machine's, and AVX2 (2),
+ *                              each in a process of its own */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ref.h"
+
+enum { BATCH = 33, THREADS = 3 };
+
+typedef struct {
+    OpKind op;
+    bool relu; /* a batch norm with the relu behind it */
+    ConvShape w; /* in_*, and for windows kernel, stride, pad, out_channels; OP_LINEAR: out_channels; the rest is set */
+    double tolerance; /* of the largest value */
+} Case;
+
+#define WINDOW(ic, oc, h, w, kh, kw, sh, sw, t, l, b, r) {ic, oc, h, w, 0, 0, kh, kw, sh, sw, t, l, b, r}
+#define CONV(...) {OP_CONV, false, WINDOW(__VA_ARGS__), 2e-6}
+#define POOL(c, ...) {OP_MAX_POOL, false, WINDOW(c, c, __VA_ARGS__), 1e-6}
+#define SHAPED(op, relu, c, h, w, tolerance) {op, relu, WINDOW(c, c, h, w, 1, 1, 1, 1, 0, 0, 0, 0), tolerance}
+
+static const Case cases[] = {
+    CONV(1, 16, 28, 28, 3, 3, 1, 1, 1, 1, 1, 1),
+    CONV(16, 32, 14, 14, 3, 3, 1, 1, 1, 1, 1, 1),
+    CONV(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0),
+    CONV(1, 5, 7, 13, 5, 5, 1, 1, 2, 2, 2, 2),
+    CONV(3, 8, 7, 13, 3, 3, 1, 1, 1, 1, 1, 1),
+    CONV(3, 8, 20, 33, 3, 3, 1, 1, 1, 1, 1, 1),
+    CONV(2, 17, 9, 9, 3, 5, 1, 1, 1, 2, 1, 2),
+    CONV(3, 16, 15, 17, 7, 7, 2, 2, 3, 3, 3, 3),
+    CONV(3, 20, 8, 11, 2, 4, 3, 2, 1, 3, 0, 2),
+    CONV(3, 7, 5, 5, 1, 1, 1, 1, 0, 0, 0, 0),
+    CONV(1, 9, 6, 6, 2, 2, 1, 1, 3, 2, 4, 3),
+    CONV(4, 6, 5, 8, 3, 3, 1, 1, 1, 1, 1, 1),
+    CONV(5, 33, 6, 4, 3, 3, 2, 2, 1, 1, 1, 1),
+    CONV(7, 13, 11, 6, 5, 3, 1, 1, 2, 1, 2, 1),
+    CONV(64, 256, 4, 5, 1, 1, 1, 1, 0, 0, 0, 0),
+    CONV(256, 64, 4, 5, 1, 1, 1, 1, 0, 0, 0, 0),
+    CONV(48, 40, 7, 7, 1, 1, 2, 2, 0, 0, 0, 0),
+    CONV(33, 17, 7, 13, 3, 3, 2, 1, 1, 1, 1, 1),
+    CONV(130, 10, 3, 3, 3, 3, 1, 1, 0, 0, 0, 0),
+    CONV(19, 1, 4, 3, 1, 3, 1, 1, 0, 1, 0, 1),
+    SHAPED(OP_BATCH_NORM, false, 16, 28, 28, 1e-6),
+    SHAPED(OP_BATCH_NORM, false, 1, 1, 1, 1e-6),
+    SHAPED(OP_BATCH_NORM, false, 33, 3, 5, 1e-6),
+    SHAPED(OP_BATCH_NORM, true, 16, 28, 28, 1e-6),
+    SHAPED(OP_BATCH_NORM, true, 7, 3, 5, 1e-6),
+    SHAPED(OP_RELU, false, 17, 5, 3, 0),
+    SHAPED(OP_RELU, false, 8, 1, 1, 0),
+    POOL(16, 28, 28, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL(32, 14, 14, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL(7, 7, 13, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL(5, 9, 8, 3, 3, 2, 2, 1, 1, 1, 1),
+    POOL(17, 6, 7, 3, 2, 1, 1, 2, 1, 0, 1),
+    POOL(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0),
+    POOL(3, 20, 21, 20, 21, 1, 1, 0, 0, 0, 0),
+    SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 32, 7, 7, 1e-6),
+    SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 13, 1, 1, 1e-6),
+    SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 17, 31, 5, 1e-6),
+    {OP_LINEAR, false, WINDOW(32, 10, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0), 1e-6},
+    {OP_LINEAR, false, WINDOW(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0), 1e-6},
+    {OP_LINEAR, false, WINDOW(300, 33, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0), 2e-6},
+    {OP_LINEAR, false, WINDOW(1000, 257, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0), 2e-6},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+/* ---- One case, with data ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Node node;
+    Shape in, out;
+    int64_t in_size, out_size; /* of a sample */
+    float *weight, *bias;
+    float *x, *dy; /* (BATCH, in), (BATCH, out) */
+    bool relu;
+    double tolerance;
+    char name[128];
+} Bench;
+
+static uint64_t random_state = 1;
+
+static double uniform(void) { /* -1 to 1; splitmix64 */
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1;
+}
+
+static void *need(size_t bytes) {
+    void *memory = calloc(1, bytes ? bytes : 1);
+    assert_non_null(memory);
+    return memory;
+}
+
+/* whole: small whole numbers, so that sums are exact and windows are full of ties. */
+static float *numbers(int64_t count, bool whole) {
+    float *values = need((size_t)count * sizeof *values);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = whole ? (float)(int)(uniform() * 3) : (float)uniform();
+    return values;
+}
+
+static Bench bench_new(const Case *c, bool whole) {
+    Bench b = {.relu = c->relu, .tolerance = whole ? 0 : c->tolerance};
+    ConvShape w = c->w;
+    bool window = c->op == OP_CONV || c->op == OP_MAX_POOL;
+    w.out_height = window ? (w.in_height + w.pad_top + w.pad_bottom - w.kernel_height) / w.stride_height + 1 : w.in_height;
+    w.out_width = window ? (w.in_width + w.pad_left + w.pad_right - w.kernel_width) / w.stride_width + 1 : w.in_width;
+    bool vector = c->op == OP_GLOBAL_AVERAGE_POOL || c->op == OP_LINEAR;
+    b.in = (Shape){w.in_channels, w.in_height, w.in_width};
+    b.out = (Shape){w.out_channels, vector ? 1 : w.out_height, vector ? 1 : w.out_width};
+    b.in_size = (int64_t)b.in.channels * b.in.height * b.in.width;
+    b.out_size = (int64_t)b.out.channels * b.out.height * b.out.width;
+    int64_t weights = c->op == OP_LINEAR ? b.in_size * b.out_size
+                                         : (int64_t)w.in_channels * w.out_channels * w.kernel_height * w.kernel_width;
+    b.weight = numbers(weights, whole);
+    b.bias = numbers(w.out_channels, whole);
+    b.x = numbers(BATCH * b.in_size, whole);
+    b.dy = numbers(BATCH * b.out_size, whole);
+    b.node = (Node){.op = c->op, .input = 0, .window = w, .outputs = w.out_channels, .weight = b.weight, .bias = b.bias};
+    snprintf(b.name, sizeof b.name, "op %d relu %d, %d x %d x %d to %d, kernel %d x %d, stride %d x %d, pad %d %d %d %d",
+             (int)c->op, c->relu, w.in_channels, w.in_height, w.in_width, w.out_channels, w.kernel_height, w.kernel_width,
+             w.stride_height, w.stride_width, w.pad_top, w.pad_left, w.pad_bottom, w.pad_right);
+    return b;
+}
+
+static void bench_free(Bench *b) {
+    free(b->weight);
+    free(b->bias);
+    free(b->x);
+    free(b->dy);
+}
+
+/* ---- The kernel under test -------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const Bench *bench;
+    int batch;
+    Layout in, out;
+    void *kernel;
+    size_t scratch, saved;
+} Fast;
+
+static Fast fast_new(const Bench *b, Layout layout, int batch) {
+    Fast f = {.bench = b, .batch = batch, .in = layout, .out = layout};
+    const Node *n = &b->node;
+    const Shape s = b->in;
+    switch (n->op) {
+    case OP_CONV:
+        f.kernel = k_conv_new(&f.out, layout, &n->window, batch, b->weight, b->bias, true);
+        f.scratch = k_conv_scratch(f.kernel);
+        break;
+    case OP_BATCH_NORM:
+        f.kernel = k_affine_new(layout, batch, s.channels, s.height, s.width, b->weight, b->bias, b->relu);
+        break;
+    case OP_RELU: f.kernel = k_affine_new(layout, batch, s.channels, s.height, s.width, NULL, NULL, true); break;
+    case OP_MAX_POOL:
+        f.kernel = k_max_pool_new(layout, &n->window, batch);
+        f.saved = k_max_pool_saved(f.kernel);
+        break;
+    case OP_LINEAR:
+        f.in = f.out = LAYOUT_PLAIN;
+        f.kernel = k_linear_new(batch, (int)b->in_size, n->outputs, b->weight, b->bias, true);
+        f.scratch = k_linear_scratch(f.kernel);
+        break;
+    default: f.out = LAYOUT_PLAIN;
+    }
+    return f;
+}
+
+static void fast_free(Fast *f) {
+    switch (f->bench->node.op) {
+    case OP_CONV: k_conv_free(f->kernel); break;
+    case OP_BATCH_NORM:
+    case OP_RELU: k_affine_free(f->kernel); break;
+    case OP_MAX_POOL: k_max_pool_free(f->kernel); break;
+    case OP_LINEAR: k_linear_free(f->kernel); break;
+    default: break;
+    }
+}
+
+static size_t round64(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+static size_t value_bytes(Shape s, Layout layout, int batch) {
+    return round64(k_value_bytes(layout, batch, s.channels, s.height, s.width));
+}
+
+/* y (batch, out) and dx (batch, in) from x and dy, all plain; every byte of the lane starts as NaN. */
+static void fast_run(const Fast *f, float *y, float *dx, const float *x, const float *dy) {
+    const Bench *b = f->bench;
+    const Shape in = b->in, out = b->out;
+    const size_t in_bytes = value_bytes(in, f->in, f->batch), out_bytes = value_bytes(out, f->out, f->batch);
+    const size_t all = 2 * in_bytes + 2 * out_bytes + round64(f->saved) + f->scratch;
+    Lane *lane = lane_new(all);
+    char *memory = lane_memory(lane);
+    memset(memory, 0xff, all);
+    float *fx = (float *)memory, *fdx = (float *)(memory + in_bytes), *fy = (float *)(memory + 2 * in_bytes);
+    float *fdy = (float *)(memory + 2 * in_bytes + out_bytes);
+    char *saved = memory + 2 * in_bytes + 2 * out_bytes, *scratch = saved + round64(f->saved);
+    k_from_plain(lane, fx, f->in, x, f->batch, in.channels, in.height, in.width);
+    k_from_plain(lane, fdy, f->out, dy, f->batch, out.channels, out.height, out.width);
+    switch (b->node.op) {
+    case OP_CONV:
+        k_conv_forward(lane, f->kernel, fy, fx, scratch);
+        k_conv_backward(lane, f->kernel, fdx, fdy, scratch);
+        break;
+    case OP_BATCH_NORM:
+    case OP_RELU:
+        k_affine_forward(lane, f->kernel, fy, fx);
+        k_affine_backward(lane, f->kernel, fdx, fdy, b->node.op == OP_RELU || b->relu ? fy : NULL);
+        break;
+    case OP_MAX_POOL:
+        k_max_pool_forward(lane, f->kernel, fy, saved, fx);
+        k_max_pool_backward(lane, f->kernel, fdx, fdy, saved);
+        break;
+    case OP_LINEAR:
+        k_linear_forward(lane, f->kernel, fy, fx, scratch);
+        k_linear_backward(lane, f->kernel, fdx, fdy, scratch);
+        break;
+    default:
+        k_global_average_forward(lane, fy, fx, f->in, f->batch, in.channels, in.height, in.width);
+        k_global_average_backward(lane, fdx, f->in, fdy, f->batch, in.channels, in.height, in.width);
+    }
+    lane_sync(lane);
+    k_to_plain(lane, y, fy, f->out, f->batch, out.channels, out.height, out.width);
+    k_to_plain(lane, dx, fdx, f->in, f->batch, in.channels, in.height, in.width);
+    lane_free(lane);
+}
+
+/* ---- Comparisons ------------------------------------------------------------------------------------------------ */
+
+static double *widened(const float *values, int64_t count) {
+    double *wide = need((size_t)count * sizeof *wide);
+    for (int64_t i = 0; i < count; i++)
+        wide[i] = values[i];
+    return wide;
+}
+
+static double dot(const double *a, const double *b, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+static void ref_forward(const Bench *b, double *y, const double *x, int batch) {
+    ref_node(y, x, &b->node, b->in, batch);
+    for (int64_t i = 0; b->relu && i < batch * b->out_size; i++)
+        y[i] = y[i] < 0 ? 0 : y[i];
+}
+
+static void ref_backward(const Bench *b, double *dx, const double *dy, const double *y, const double *x, int batch) {
+    double *passed = need((size_t)(batch * b->out_size) * sizeof *passed);
+    for (int64_t i = 0; i < batch * b->out_size; i++)
+        passed[i] = b->relu && y[i] <= 0 ? 0 : dy[i];
+    ref_node_backward(dx, passed, y, x, &b->node, b->in, batch);
+    free(passed);
+}
+
+static void check_close(const Bench *b, const char *what, const float *fast, const double *exact, int64_t count) {
+    double largest = 0, worst = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double error = fabs(fast[i] - exact[i]);
+        largest = fmax(largest, fabs(exact[i]));
+        worst = error > worst || isnan(error) ? error : worst;
+    }
+    if (!(worst <= b->tolerance * largest))
+        fail_msg("%s: %s: error %g of %g, allowed %g", b->name, what, worst, largest, b->tolerance * largest);
+}
+
+static void check_same(const Bench *b, const char *what, const float *a, const float *expected, int64_t count) {
+    if (memcmp(a, expected, (size_t)count * sizeof *a) != 0)
+        fail_msg("%s: %s: other bits", b->name, what);
+}
+
+/* ---- Tests ------------------------------------------------------------------------------------------------------ */
+
+static void against_reference(bool whole) {
+    enum { SAMPLES = 5 };
+    for (int i = 0; i < CASES; i++)
+        for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
+            Bench b = bench_new(&cases[i], whole);
+            const int64_t ins = SAMPLES * b.in_size, outs = SAMPLES * b.out_size;
+            double *x = widened(b.x, ins), *dy = widened(b.dy, outs);
+            double *y = need((size_t)outs * sizeof *y), *dx = need((size_t)ins * sizeof *dx);
+            float *fast_y = need((size_t)outs * sizeof *fast_y), *fast_dx = need((size_t)ins * sizeof *fast_dx);
+            Fast f = fast_new(&b, (Layout)layout, SAMPLES);
+            fast_run(&f, fast_y, fast_dx, b.x, b.dy);
+            ref_forward(&b, y, x, SAMPLES);
+            ref_backward(&b, dx, dy, y, x, SAMPLES);
+            if (!whole || b.node.op != OP_GLOBAL_AVERAGE_POOL) { /* a mean of whole numbers is none */
+                check_close(&b, "forward", fast_y, y, outs);
+                check_close(&b, "backward", fast_dx, dx, ins);
+            }
+            fast_free(&f);
+            free(x), free(dy), free(y), free(dx), free(fast_y), free(fast_dx);
+            bench_free(&b);
+        }
+}
+
+static void test_reference(void **state) {
+    (void)state;
+    against_reference(false);
+}
+
+static void test_reference_exact(void **state) {
+    (void)state;
+    against_reference(true);
+}
+
+static bool is_linear(const Bench *b) {
+    return b->node.op != OP_RELU && b->node.op != OP_MAX_POOL && !b->relu;
+}
+
+/* <A x, y> = <x, A' y>, both by the fast kernels; A x is the output less that of zeros. */
+static void test_adjoint(void **state) {
+    (void)state;
+    for (int i = 0; i < CASES; i++)
+        for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
+            Bench b = bench_new(&cases[i], false);
+            float *y = need((size_t)b.out_size * sizeof *y), *y0 = need((size_t)b.out_size * sizeof *y);
+            float *dx = need((size_t)b.in_size * sizeof *dx), *zeros = need((size_t)b.in_size * sizeof *zeros);
+            Fast f = fast_new(&b, (Layout)layout, 1);
+            fast_run(&f, y0, dx, zeros, b.dy);
+            fast_run(&f, y, dx, b.x, b.dy);
+            double left = 0, right = 0, size = 0;
+            for (int64_t k = 0; k < b.out_size; k++) {
+                left += ((double)y[k] - y0[k]) * b.dy[k];
+                size += fabs((double)y[k] * b.dy[k]);
+            }
+            for (int64_t k = 0; k < b.in_size; k++)
+                right += (double)b.x[k] * dx[k];
+            if (is_linear(&b) && !(fabs(left - right) <= 1e-5 * (size + fabs(right))))
+                fail_msg("%s: <Ax, y> = %g, <x, A'y> = %g", b.name, left, right);
+            fast_free(&f);
+            free(y), free(y0), free(dx), free(zeros);
+            bench_free(&b);
+        }
+}
+
+/* In ref.c: the slope of <f(x), y> along a random direction d is <d, f'(x) y>, sign included. */
+static void test_finite_differences(void **state) {
+    (void)state;
+    const double step = 1e-7;
+    for (int i = 0; i < CASES; i++) {
+        Bench b = bench_new(&cases[i], false);
+        const int64_t ins = b.in_size, outs = b.out_size;
+        double *x = widened(b.x, ins), *direction = widened(b.x + ins, ins), *dy = widened(b.dy, outs);
+        double *y = need((size_t)outs * sizeof *y), *dx = need((size_t)ins * sizeof *dx);
+        ref_forward(&b, y, x, 1);
+        ref_backward(&b, dx, dy, y, x, 1);
+        double slope[2];
+        for (int side = 0; side < 2; side++) {
+            double *moved = widened(b.x, ins);
+            for (int64_t k = 0; k < ins; k++)
+                moved[k] += (side ? step : -step) * direction[k];
+            ref_forward(&b, y, moved, 1);
+            slope[side] = dot(y, dy, outs);
+            free(moved);
+        }
+        double measured = (slope[1] - slope[0]) / (2 * step), given = dot(direction, dx, ins);
+        if (!(fabs(measured - given) <= 1e-5 * (1 + fabs(given))))
+            fail_msg("%s: slope %.9g, gradient gives %.9g", b.name, measured, given);
+        free(x), free(direction), free(dy), free(y), free(dx);
+        bench_free(&b);
+    }
+}
+
+static void test_batch_and_place(void **state) {
+    (void)state;
+    static const int batches[] = {1, 5, 8, 16, BATCH};
+    for (int i = 0; i < CASES; i++)
+        for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
+            Bench b = bench_new(&cases[i], false);
+            float *y = need((size_t)(BATCH * b.out_size) * sizeof *y), *dx = need((size_t)(BATCH * b.in_size) * sizeof *dx);
+            float *y1 = need((size_t)(BATCH * b.out_size) * sizeof *y), *dx1 = need((size_t)(BATCH * b.in_size) * sizeof *dx);
+            Fast one = fast_new(&b, (Layout)layout, 1);
+            for (int s = 0; s < BATCH; s++)
+                fast_run(&one, y1 + s * b.out_size, dx1 + s * b.in_size, b.x + s * b.in_size, b.dy + s * b.out_size);
+            for (int k = 0; k < 5; k++) {
+                Fast f = fast_new(&b, (Layout)layout, batches[k]);
+                for (int from = 0; from + batches[k] <= BATCH; from += 7) {
+                    fast_run(&f, y, dx, b.x + from * b.in_size, b.dy + from * b.out_size);
+                    check_same(&b, "forward in a batch", y, y1 + from * b.out_size, batches[k] * b.out_size);
+                    check_same(&b, "backward in a batch", dx, dx1 + from * b.in_size, batches[k] * b.in_size);
+                }
+                fast_free(&f);
+            }
+            fast_free(&one);
+            free(y), free(dx), free(y1), free(dx1);
+            bench_free(&b);
+        }
+}
+
+/* One prepared kernel, run from the main thread, from inside parallel regions of 1 to THREADS threads at once, and
+ * prepared while OpenMP had one thread and several. */
+static void test_threads(void **state) {
+    (void)state;
+    enum { SAMPLES = 6 };
+    for (int i = 0; i < CASES; i++)
+        for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
+            Bench b = bench_new(&cases[i], false);
+            const int64_t ins = SAMPLES * b.in_size, outs = SAMPLES * b.out_size;
+            float *y = need((size_t)(outs * (THREADS + 1)) * sizeof *y), *dx = need((size_t)(ins * (THREADS + 1)) * sizeof *dx);
+            dev_start(0, 1);
+            Fast f = fast_new(&b, (Layout)layout, SAMPLES);
+            fast_run(&f, y, dx, b.x, b.dy);
+            fast_free(&f);
+            dev_start(0, THREADS);
+            f = fast_new(&b, (Layout)layout, SAMPLES);
+            for (int threads = 1; threads <= THREADS; threads++) {
+#pragma omp parallel for num_threads(threads)
+                for (int t = 1; t <= THREADS; t++)
+                    fast_run(&f, y + t * outs, dx + t * ins, b.x, b.dy);
+                for (int t = 1; t <= THREADS; t++) {
+                    check_same(&b, "forward on a thread", y + t * outs, y, outs);
+                    check_same(&b, "backward on a thread", dx + t * ins, dx, ins);
+                }
+            }
+            fast_run(&f, y + outs, dx + ins, b.x, b.dy);
+            check_same(&b, "forward on the main thread", y + outs, y, outs);
+            check_same(&b, "backward on the main thread", dx + ins, dx, ins);
+            assert_int_equal(omp_get_max_threads(), THREADS);
+            fast_free(&f);
+            free(y), free(dx);
+            bench_free(&b);
+        }
+}
+
+/* The fused pair gives the bits of the batch norm and the relu run one after the other, in place too. */
+static void test_fused_pair(void **state) {
+    (void)state;
+    enum { B = 3, C = 19, H = 5, W = 7, SIZE = B * C * H * W };
+    float *x = numbers(SIZE, false), *dy = numbers(SIZE, false), *scale = numbers(C, false), *shift = numbers(C, false);
+    for (int l = LAYOUT_PLAIN; l <= LAYOUT_BLOCKED; l++) {
+        const Layout layout = (Layout)l;
+        KAffine *norm = k_affine_new(layout, B, C, H, W, scale, shift, false);
+        KAffine *relu = k_affine_new(layout, B, C, H, W, NULL, NULL, true);
+        KAffine *both = k_affine_new(layout, B, C, H, W, scale, shift, true);
+        const size_t bytes = k_value_bytes(layout, B, C, H, W);
+        Lane *lane = lane_new(6 * bytes);
+        float *v[6];
+        for (int k = 0; k < 6; k++)
+            v[k] = (float *)((char *)lane_memory(lane) + (size_t)k * bytes);
+        k_from_plain(lane, v[0], layout, x, B, C, H, W);
+        k_from_plain(lane, v[3], layout, dy, B, C, H, W);
+        k_affine_forward(lane, norm, v[1], v[0]);
+        k_affine_forward(lane, relu, v[2], v[1]);
+        k_affine_backward(lane, relu, v[4], v[3], v[2]);
+        k_affine_backward(lane, norm, v[5], v[4], NULL);
+        k_affine_forward(lane, both, v[0], v[0]);
+        k_affine_backward(lane, both, v[3], v[3], v[0]);
+        assert_memory_equal(v[0], v[2], bytes);
+        assert_memory_equal(v[3], v[5], bytes);
+        lane_free(lane);
+        k_affine_free(norm), k_affine_free(relu), k_affine_free(both);
+    }
+    free(x), free(dy), free(scale), free(shift);
+}
+
+/* Windows of equal values: the first in row-major order gets the gradient; padding never wins over negative values. */
+static void test_max_pool_ties(void **state) {
+    (void)state;
+    ConvShape s = {1, 1, 2, 4, 1, 2, 2, 2, 2, 2, 0, 0, 0, 0};
+    const float x[] = {5, 5, 1, 2, 5, 5, 3, 3}, dy[] = {10, 20}, dx_expected[] = {10, 0, 0, 0, 0, 0, 20, 0};
+    KMaxPool *pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
+    Lane *lane = lane_new(64);
+    float y[8], dx[8];
+    uint16_t saved[8];
+    assert_true(k_max_pool_saved(pool) <= sizeof saved);
+    k_max_pool_forward(lane, pool, y, saved, x);
+    k_max_pool_backward(lane, pool, dx, dy, saved);
+    assert_memory_equal(dx, dx_expected, sizeof dx_expected);
+    k_max_pool_free(pool);
+    s = (ConvShape){1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1};
+    const float negative = -7;
+    pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
+    k_max_pool_forward(lane, pool, y, NULL, &negative);
+    assert_true(y[0] == -7);
+    k_max_pool_free(pool);
+    lane_free(lane);
+}
+
+static int run_at(int level) {
+    dev_start(0, 2);
+    dev_limit_isa(level);
+    assert_int_equal(dev_isa(), level);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_reference_exact),
+        cmocka_unit_test(test_adjoint),
+        cmocka_unit_test(test_finite_differences),
+        cmocka_unit_test(test_batch_and_place),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_fused_pair),
+        cmocka_unit_test(test_max_pool_ties),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(int count, char **arguments) {
+    if (count > 1)
+        return run_at(atoi(arguments[1]));
+    int failed = 0;
+    for (int level = dev_isa(); level >= 2; level--) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(run_at(level));
+        int status = 1;
+        waitpid(child, &status, 0);
+        failed += status != 0;
+    }
+    return failed;
+}

@@ -1,0 +1,31 @@
+# One CTest entry per C test program and per Python test file.
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+
+file(GLOB TEST_SOURCES CONFIGURE_DEPENDS tests/test_*.c)
+add_library(ref STATIC tests/ref.c)
+target_include_directories(ref PUBLIC tests PRIVATE src kernels)
+target_link_libraries(ref PUBLIC m)
+
+set(RUN_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+    OMPI_MCA_btl=^openib CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
+    ASAN_OPTIONS=detect_leaks=0)
+
+foreach(SOURCE ${TEST_SOURCES})
+  get_filename_component(NAME ${SOURCE} NAME_WE)
+  add_executable(${NAME} ${SOURCE})
+  target_link_libraries(${NAME} PRIVATE core ref PkgConfig::CMOCKA)
+  add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
+endforeach()
+
+find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
+if(PYTHON AND NOT SANITIZE)
+  file(GLOB PYTHON_TESTS CONFIGURE_DEPENDS tests/test_*.py)
+  foreach(SOURCE ${PYTHON_TESTS})
+    get_filename_component(NAME ${SOURCE} NAME_WE)
+    add_test(NAME ${NAME}.py COMMAND ${PYTHON} -m pytest -q -x --no-header ${SOURCE} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    set_tests_properties(${NAME}.py PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 1200)
+  endforeach()
+elseif(NOT SANITIZE)
+  message(STATUS "No .venv (scripts/setup.sh makes it): the tests written in Python are left out")
+endif()
