@@ -42,7 +42,7 @@ void dev_free(void *memory);   /* NULL is allowed */
 void dev_upload(void *device, const void *host, size_t bytes);
 void dev_download(void *host, const void *device, size_t bytes);
 
-/* ---- Lanes: who works on a batch of the network (nn.c) ---------------------------------------------------------
+/* ---- Lanes: who works on a batch of the network (lane.c) ---------------------------------------------------------
  * A batch goes through the whole graph on one lane. CPU: a lane is a thread and its cache; CUDA: a stream. Functions
  * that take a lane may be called for different lanes at the same time, from different threads. */
 typedef struct Lane Lane;
@@ -119,7 +119,7 @@ size_t k_linear_scratch(const KLinear *linear);
 void k_linear_forward(Lane *lane, const KLinear *linear, float *out, const float *in, void *scratch);
 void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const float *dout, void *scratch);
 
-/* ---- Into and out of the network (nn.c) ------------------------------------------------------------------------ */
+/* ---- Into and out of the network (ends.c) ---------------------------------------------------------------------- */
 
 typedef struct {
     DType dtype;          /* of the pixels */

@@ -185,7 +185,7 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     for axis in axes:
         axis.set_major_formatter("")  # its units mean nothing
         axis.set_tick_params(length=0)
-    perplexity = ds[f"{layer}_tsne"].attrs.get("perplexity", ds.attrs.get("option_perplexity"))
+    perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]
     return f"perplexity {perplexity:g}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
 
 
@@ -354,8 +354,10 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
             if picture is not None:
                 axes[-1].imshow(picture, **gray)
-            axes[-1].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=None if picture is None else 0.6,
-                            extent=extent, interpolation="bilinear")
+            # More transparent where the map is low, so that the input stays visible there.
+            alpha = None if picture is None else 0.3 + 0.6 * np.sqrt(values)
+            axes[-1].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=alpha, extent=extent,
+                            interpolation="bilinear")
         for ax in axes:
             ax.axis("off")
         part.suptitle(caption(ds, sample), size=8, color=WRONG if is_wrong(ds, sample) else "k")

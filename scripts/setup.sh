@@ -143,7 +143,7 @@ make_venv() {
 
 build() {
     quietly cmake -S . -B build -DCMAKE_BUILD_TYPE=Release
-    quietly cmake --build build --parallel "$(nproc)"
+    quietly cmake --build build --parallel "$(nproc)" --target cnnscope
 }
 
 # Runs a command; its output is shown only when it fails.

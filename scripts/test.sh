@@ -27,7 +27,9 @@ run_tests() {
 
 scripts/setup.sh
 cmake -S . -B build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSANITIZE=ON >/dev/null
-cmake --build build-asan --parallel "$(nproc)" | tail -n 1
+for folder in build build-asan; do
+    cmake --build "$folder" --parallel "$(nproc)" | tail -n 1
+done
 
 run_tests build "$@"
 # Errors leave by longjmp or by ending the job, and MPI keeps memory to the end: leaks are not what this looks for.

@@ -1,6 +1,7 @@
 /* error.c: die(), and the one step a die() can jump out of. See error.h. */
 #include "error.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,9 +76,23 @@ void error_print(const char *message) {
         return;
 }
 
+/* Only calls that are safe in a handler. The launcher signals every rank, or ends the rest when one leaves. */
+static void leave(int signal_number) {
+    static const char message[] = "cnnscope: stopped by a signal before the result was complete; nothing was kept\n";
+    (void)signal_number;
+    if (unfinished[0])
+        unlink(unfinished);
+    if (rank_number == 0 && write(STDERR_FILENO, message, sizeof message - 1) < 0)
+        _exit(1);
+    _exit(1);
+}
+
 void error_set_end(void (*end)(int status), int rank) {
+    static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
     end_job = end;
     rank_number = rank;
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        sigaction(signals[i], &(struct sigaction){.sa_handler = leave}, NULL);
 }
 
 void error_set_unfinished(const char *path) {

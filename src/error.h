@@ -34,7 +34,8 @@ bool error_pending(const char **message, int *status);
 /* Prints one line "cnnscope: MESSAGE" to stderr. */
 void error_print(const char *message);
 
-/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. */
+/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. From then
+ * on SIGTERM, SIGINT and SIGUSR1 remove the unfinished file and end this rank with status 1. */
 void error_set_end(void (*end)(int status), int rank);
 
 /* The file to unlink when the run ends with an error; NULL when there is none (any more). Copied. */

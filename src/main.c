@@ -8,8 +8,13 @@
 #include "progress.h"
 #include "stages.h"
 
+static void device_failed(const char *message) {
+    die("%s", message);
+}
+
 /* Every rank uses the same instructions and library cores, so that every rank's bits are the same. */
 static void start_device(Options *options) {
+    dev_on_failure(device_failed);
     options->threads = options->threads ? options->threads : comm_cores();
     dev_start(comm_local_rank(), options->threads);
     double isa = -dev_isa();

@@ -77,13 +77,15 @@ void model_inspect(const char *path) {
     Arena *arena = arena_new();
     size_t size;
     const void *bytes = dataset_file_bytes(arena, path, &size);
-    const StateDict *state = pth_read(arena, bytes, size, path);
+    Arena *tensors = arena_new(); /* apart, and gone before the model is made: one copy of the weights at a time */
+    const StateDict *state = pth_read(tensors, bytes, size, path);
     print_file(state, bytes, size);
     print_tensors(state);
-
     const Tensor *first = state_find(state, "conv1.weight");
     bool has_channels = first && first->rank == 4 && first->shape[1] >= 1 && first->shape[1] < 1 << 20;
     int channels = has_channels ? (int)first->shape[1] : 1;
+    arena_free(tensors);
+
     print_layers(model_open(arena, bytes, size, path, (Shape){channels, NOMINAL, NOMINAL})->graph);
     arena_free(arena);
 }

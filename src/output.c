@@ -4,7 +4,171 @@
  * Every data call is collective, ranks without rows write zero of them. Lengths that do not fit the file system or a
  * full disk are reported by HDF5 at the write or at the close; both end in die(), which removes the .partial.
  *
- * EXPECTED_NCDUMP_HERE */
+ * The demo's file by ncdump -h, without history and run_* (numbers to the accuracy of other CPUs):
+ *
+ * netcdf mnist {
+ * dimensions:
+ *     sample = 10000 ;
+ *     category = 10 ;
+ *     conv1_map_sample = 1 ;
+ *     conv1_channel = 16 ;
+ *     conv1_y = 28 ;
+ *     conv1_x = 28 ;
+ *     channel = 1 ;
+ *     y = 28 ;
+ *     x = 28 ;
+ *     conv2_y = 14 ;
+ *     conv2_x = 14 ;
+ *     conv1_filter = 16 ;
+ *     conv1_in_channel = 1 ;
+ *     conv1_ky = 3 ;
+ *     conv1_kx = 3 ;
+ *     logits_pc = 2 ;
+ *     logits_axis = 2 ;
+ *     logits_tsne_check = 20 ;
+ *     gap_unit = 32 ;
+ *     gap_pc = 2 ;
+ *     gap_axis = 2 ;
+ *     gap_tsne_check = 20 ;
+ * variables:
+ *     int64 sample(sample) ;
+ *         sample:long_name = "position of the sample in the input file" ;
+ *     int label(sample) ;
+ *         label:long_name = "given category of the sample, -1 = none" ;
+ *     float logits(sample, category) ;
+ *         logits:long_name = "output of the network before any softmax" ;
+ *         logits:coordinates = "label prediction" ;
+ *     int prediction(sample) ;
+ *         prediction:long_name = "predicted category, the largest logit\'s" ;
+ *     int64 conv1_map_sample(conv1_map_sample) ;
+ *         conv1_map_sample:long_name = "position of the sample in the input file" ;
+ *     float conv1_maps(conv1_map_sample, conv1_channel, conv1_y, conv1_x) ;
+ *         conv1_maps:long_name = "feature maps of conv1 (Conv)" ;
+ *     ubyte image(sample, channel, y, x) ;
+ *         image:long_name = "pixels as read" ;
+ *         image:coordinates = "label prediction" ;
+ *     float saliency(sample, y, x) ;
+ *         saliency:long_name = "absolute input gradient of the predicted category\'s logit, scaled to 0..1" ;
+ *         saliency:coordinates = "label prediction" ;
+ *     float saliency_low(sample) ;
+ *         saliency_low:long_name = "least value of saliency before scaling: raw = low + (high - low) * saliency" ;
+ *     float saliency_high(sample) ;
+ *         saliency_high:long_name = "largest value of saliency before scaling: raw = low + (high - low) * saliency" ;
+ *     float gradcam(sample, conv2_y, conv2_x) ;
+ *         gradcam:long_name = "Grad-CAM of the predicted category at conv2, scaled to 0..1" ;
+ *         gradcam:coordinates = "label prediction" ;
+ *         gradcam:layer = "conv2" ;
+ *     float gradcam_low(sample) ;
+ *         gradcam_low:long_name = "least value of gradcam before scaling: raw = low + (high - low) * gradcam" ;
+ *     float gradcam_high(sample) ;
+ *         gradcam_high:long_name = "largest value of gradcam before scaling: raw = low + (high - low) * gradcam" ;
+ *     float conv1_filters(conv1_filter, conv1_in_channel, conv1_ky, conv1_kx) ;
+ *         conv1_filters:long_name = "weights of conv1" ;
+ *     float logits_pca(sample, logits_pc) ;
+ *         logits_pca:long_name = "principal component scores of logits" ;
+ *         logits_pca:coordinates = "label prediction" ;
+ *     double logits_pca_components(logits_pc, category) ;
+ *         logits_pca_components:long_name = "principal axes of logits" ;
+ *     double logits_pca_center(category) ;
+ *         logits_pca_center:long_name = "mean features of logits" ;
+ *     double logits_pca_explained_variance(logits_pc) ;
+ *         logits_pca_explained_variance:long_name = "variance of logits along each component" ;
+ *     double logits_pca_explained_variance_ratio(logits_pc) ;
+ *         logits_pca_explained_variance_ratio:long_name = "share of the total variance of logits along each component" ;
+ *     float logits_tsne(sample, logits_axis) ;
+ *         logits_tsne:long_name = "exact t-SNE map of logits" ;
+ *         logits_tsne:coordinates = "label prediction" ;
+ *         logits_tsne:perplexity = 30. ;
+ *         logits_tsne:early_exaggeration = 12. ;
+ *         logits_tsne:learning_rate = 208.333333333333 ;
+ *         logits_tsne:affinity_dropped_mass = 1.87902726602224e-09 ;
+ *         logits_tsne:affinity_sum = 1.0000000031652 ;
+ *         logits_tsne:samples_mapped = 10000LL ;
+ *         logits_tsne:pre_pca = 0LL ;
+ *         logits_tsne:max_iter = 1000LL ;
+ *         logits_tsne:exaggeration_iter = 250LL ;
+ *         logits_tsne:n_iter = 1000LL ;
+ *         logits_tsne:seed = 0LL ;
+ *         logits_tsne:affinity_nonzeros = 13038790LL ;
+ *         logits_tsne:init = "pca" ;
+ *     double logits_tsne_kl ;
+ *         logits_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of logits" ;
+ *     int logits_tsne_check(logits_tsne_check) ;
+ *         logits_tsne_check:long_name = "iterations of t-SNE of logits at which its divergence was taken" ;
+ *     double logits_tsne_kl_history(logits_tsne_check) ;
+ *         logits_tsne_kl_history:long_name = "Kullback-Leibler divergence of logits before the update" ;
+ *     float gap(sample, gap_unit) ;
+ *         gap:long_name = "features of gap" ;
+ *         gap:coordinates = "label prediction" ;
+ *     float gap_pca(sample, gap_pc) ;
+ *         gap_pca:long_name = "principal component scores of gap" ;
+ *         gap_pca:coordinates = "label prediction" ;
+ *     double gap_pca_components(gap_pc, gap_unit) ;
+ *         gap_pca_components:long_name = "principal axes of gap" ;
+ *     double gap_pca_center(gap_unit) ;
+ *         gap_pca_center:long_name = "mean features of gap" ;
+ *     double gap_pca_explained_variance(gap_pc) ;
+ *         gap_pca_explained_variance:long_name = "variance of gap along each component" ;
+ *     double gap_pca_explained_variance_ratio(gap_pc) ;
+ *         gap_pca_explained_variance_ratio:long_name = "share of the total variance of gap along each component" ;
+ *     float gap_tsne(sample, gap_axis) ;
+ *         gap_tsne:long_name = "exact t-SNE map of gap" ;
+ *         gap_tsne:coordinates = "label prediction" ;
+ *         gap_tsne:perplexity = 30. ;
+ *         gap_tsne:early_exaggeration = 12. ;
+ *         gap_tsne:learning_rate = 208.333333333333 ;
+ *         gap_tsne:affinity_dropped_mass = 2.55692365383747e-09 ;
+ *         gap_tsne:affinity_sum = 0.999999999626392 ;
+ *         gap_tsne:samples_mapped = 10000LL ;
+ *         gap_tsne:pre_pca = 0LL ;
+ *         gap_tsne:max_iter = 1000LL ;
+ *         gap_tsne:exaggeration_iter = 250LL ;
+ *         gap_tsne:n_iter = 1000LL ;
+ *         gap_tsne:seed = 0LL ;
+ *         gap_tsne:affinity_nonzeros = 29322380LL ;
+ *         gap_tsne:init = "pca" ;
+ *     double gap_tsne_kl ;
+ *         gap_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of gap" ;
+ *     int gap_tsne_check(gap_tsne_check) ;
+ *         gap_tsne_check:long_name = "iterations of t-SNE of gap at which its divergence was taken" ;
+ *     double gap_tsne_kl_history(gap_tsne_check) ;
+ *         gap_tsne_kl_history:long_name = "Kullback-Leibler divergence of gap before the update" ;
+ *
+ * // global attributes:
+ *         :title = "What a trained network computes for a test set" ;
+ *         :Conventions = "CF-1.11, ACDD-1.3" ;
+ *         :summary = "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample" ;
+ *         :source = "cnnscope 0.1.0" ;
+ *         :version = "0.1.0" ;
+ *         :model_sha256 = "bd708a40390abfa9198d2372ccc4a23e5d20e9a6834779dd20054aca411c3eda" ;
+ *         :images_sha256 = "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be" ;
+ *         :labels_sha256 = "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b" ;
+ *         :sample_count = 10000LL ;
+ *         :option_layout = "NCHW" ;
+ *         :option_scale = "0.0039215686274509803" ;
+ *         :option_mean = "0" ;
+ *         :option_std = "1" ;
+ *         :option_samples = "all" ;
+ *         :option_embed = "logits,gap" ;
+ *         :option_pca = "2" ;
+ *         :option_tsne = "2" ;
+ *         :option_pre_pca = "50" ;
+ *         :option_tsne_samples = "all" ;
+ *         :option_perplexity = "30" ;
+ *         :option_max_iter = "1000" ;
+ *         :option_early_exaggeration = "12" ;
+ *         :option_exaggeration_iter = "250" ;
+ *         :option_learning_rate = "auto" ;
+ *         :option_init = "pca" ;
+ *         :option_seed = "0" ;
+ *         :option_attribution = "saliency,gradcam:conv2" ;
+ *         :option_feature_maps = "default" ;
+ *         :option_filters = "default" ;
+ *         :option_keep_maps = "default" ;
+ *         :maps_kept = "all" ;
+ *         :status = "complete" ;
+ * }
+ */
 #include "output.h"
 
 #include <ctype.h>

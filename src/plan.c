@@ -115,7 +115,7 @@ static void fuse(Plan *plan) {
             q->value_wanted || q->gradient_wanted)
             continue;
         int readers = 0;
-        for (int j = i; j < g->count; j++)
+        for (int j = norm + 1; j < g->count; j++)
             readers += plan->places[j].runs && g->nodes[j].input == norm;
         if (readers > 1)
             continue;

@@ -140,7 +140,7 @@ static void check_finite(const Run *run, double value, const char *otherwise) {
 static float find_scale(const Run *run, const float *all) {
     float most = 0;
     for (int64_t i = 0; i < run->points * run->x->width; i++)
-        most = fabsf(all[i]) <= most ? most : fabsf(all[i]); /* NaN too */
+        most = fabsf(all[i]) > most || isnan(all[i]) ? fabsf(all[i]) : most; /* a NaN stays */
     check_finite(run, most, "values that are not finite numbers; look at the weights and the input");
     return most > 0 ? ldexpf(1, -ilogbf(most) > 126 ? 126 : -ilogbf(most)) : 1;
 }

@@ -27,7 +27,7 @@ def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.
     truth["label"] = label
     truth["kept"] = np.arange(3, samples, 5) if chosen else np.arange(samples)
     with netCDF4.Dataset(path, "w") as nc:
-        nc.setncatts({"title": "synthetic", "Conventions": "CF-1.11 ACDD-1.3", "option_perplexity": 30.0})
+        nc.setncatts({"title": "synthetic", "Conventions": "CF-1.11 ACDD-1.3"})
         add(nc, "sample", "sample", np.arange(samples, dtype=np.int64))
         if labels:
             add(nc, "label", "sample", label)

@@ -140,8 +140,13 @@ static Damage flip(Arena *arena, const char *spec, uint64_t seed, int count) {
     return damage;
 }
 
-static int print_damage(Damage damage) {
+static int damage_mode(char **arguments) {
+    Arena *arena = arena_new();
+    bool flips = !strcmp(arguments[1], "flip");
+    Damage damage = flips ? flip(arena, arguments[2], strtoull(arguments[3], NULL, 10), atoi(arguments[4]))
+                          : cut(arena, arguments[2]);
     printf("died %d same %d different %d nameless %d\n", damage.died, damage.same, damage.different, damage.nameless);
+    arena_free(arena);
     return 0;
 }
 
@@ -431,10 +436,8 @@ int main(int count, char **arguments) {
     const char *mode = count > 2 ? arguments[1] : "";
     if (!strcmp(mode, "dump"))
         return dump(count - 2, arguments + 2);
-    if (!strcmp(mode, "cut"))
-        return print_damage(cut(arena_new(), arguments[2]));
-    if (!strcmp(mode, "flip") && count == 5)
-        return print_damage(flip(arena_new(), arguments[2], strtoull(arguments[3], NULL, 10), atoi(arguments[4])));
+    if (!strcmp(mode, "cut") || (!strcmp(mode, "flip") && count == 5))
+        return damage_mode(arguments);
     if (!strcmp(mode, "names") && count == 4)
         return names(arguments[2], arguments[3]);
     if (!strcmp(mode, "sha256"))

@@ -95,6 +95,10 @@ def npy_with(header, data=b"", version=1, padding=None):
     return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
 
 
+def npy_shaped(shape, *more):
+    return npy_with(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}", *more)
+
+
 def write(path, data):
     path.write_bytes(data)
     return path
@@ -243,9 +247,9 @@ def test_mnist():
 def test_csv(tmp_path):
     labels = np.array([3, -1, 9223372036854775807, -9223372036854775808, 0, 7], "i8")
     plain = "name,label\n" + "".join(f"f{i}.png,{v}\n" for i, v in enumerate(labels))
-    odd = "\ufeff name , \"label\" \r\n" + "".join(
-        f'"a ""b"", {i}\n.png" , "{v}" \r\n' if i % 2 else f"é, +{v}\r\n" if v >= 0 else f"é,{v}\r\n" for i, v in enumerate(labels)
-    )
+    odd = '\ufeff name , "label" \r\n'
+    for i, v in enumerate(labels):
+        odd += f'"a ""b"", {i}\n.png" , "{v}" \r\n' if i % 2 else f"é, {v:+}\r\n"
     for text in plain, plain[:-1], plain + "\n \r\n", odd:
         check_equal(f"{write(tmp_path / 'l.csv', text.encode())}:label", labels)
     only = write(tmp_path / "only.CSV", b"\xef\xbb\xbflabel\n1\n2\n003\n")
@@ -423,25 +427,25 @@ def test_arrays_that_are_refused(tmp_path, make, expected):
 @pytest.mark.parametrize(
     "data, expected",
     [
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999), }"), "more elements"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616,), }"), "more elements"),
+        (npy_shaped("(99999999999, 99999999999)"), "more elements"),
+        (npy_shaped("(18446744073709551616,)"), "more elements"),
         (npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (2305843009213693952,), }"), "more elements"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999,), }"), "truncated"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"), "not a list of numbers"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }"), "was expected"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 100 + "), }"), "not a list of numbers"),
+        (npy_shaped("(9999999999,)"), "truncated"),
+        (npy_shaped("(-1,)"), "not a list of numbers"),
+        (npy_shaped("(1.5,)"), "was expected"),
+        (npy_shaped("(" + "1," * 100 + ")"), "not a list of numbers"),
         (npy_with("{'descr': '<f4', 'fortran_order': 0, 'shape': (1,), }", bytes(4)), "False was expected"),
         (npy_with("{'descr': '<f4', 'fortran_order': False, }"), "lacks descr, fortran_order or shape"),
         (npy_with("{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)), "key twice"),
-        (npy_with("{'descr': '<f4', 'color': 1, 'fortran_order': False, 'shape': (1,)}", bytes(4)), "'shape' was expected"),
+        (npy_with("{'descr': '<f4', 'color': 1, 'fortran_order': False, 'shape': (1,)}"), "'shape' was expected"),
         (npy_with("{'descr': '" + "<" * 100 + "', 'fortran_order': False, 'shape': (1,)}", bytes(4)), "has no end"),
         (npy_with("{'descr': '', 'fortran_order': False, 'shape': (1,)}", bytes(4)), "has numpy type ''"),
         (npy_with("__import__('os').system('true')"), "{ was expected"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", b"", 1, 60000), "truncated"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", b"", 2, 2**32 - 1), "claims 4294967295 bytes"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", bytes(4), 4), "of version 4.0"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", bytes(4)), "truncated: "),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", bytes(5)), "damaged: "),
+        (npy_shaped("(1,)", b"", 1, 60000), "truncated"),
+        (npy_shaped("(1,)", b"", 2, 2**32 - 1), "claims 4294967295 bytes"),
+        (npy_shaped("(1,)", bytes(4), 4), "of version 4.0"),
+        (npy_shaped("(2,)", bytes(4)), "truncated: "),
+        (npy_shaped("(1,)", bytes(5)), "damaged: "),
         (npy_with("{'descr': '<f4', 'fortran_order': False"), "was expected"),
     ],
     ids=shown,
@@ -533,7 +537,7 @@ def test_wrong_checksums(tmp_path):
     assert "damaged gzip" in refusal(path, 0, 100)
     assert "damaged gzip" in refusal(path, 99, 1)
     assert read(path, 0, 50)[0].tobytes() == array[:50].tobytes()  # only who reads the end can know
-    data = idx_bytes(numbers((2**19 - 8,), "u1"))  # where the last byte ends both of zlib's buffers, one more read is due
+    data = idx_bytes(numbers((2**19 - 8,), "u1"))  # its last byte will end both of zlib's buffers
     packed = zlib.compress(data)[2:-4]
     packed = b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (-(len(packed) + 11) % 2**18) + b"\0" + packed
     for checksum, good in (zlib.crc32(data), True), (zlib.crc32(data) ^ 1, False):

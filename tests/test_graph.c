@@ -332,6 +332,24 @@ static void test_memory_plan(void **state) {
     graph_plan_free(everything);
 }
 
+/* A batch norm that a relu and another node read is not left to the relu. */
+static void test_branch(void **state) {
+    (void)state;
+    enum { SAMPLES = 2 };
+    Graph *g = make_network(0);
+    const int logits = g->logits, side = graph_add(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "side", .input = 2});
+    g->logits = logits;
+    const float *x = numbers(SAMPLES * size_of(g, 0)), *seed = numbers(SAMPLES * size_of(g, logits));
+    bool two[NODES_MAX] = {0}, path[NODES_MAX];
+    two[logits] = two[side] = true;
+    memcpy(path, all, sizeof path);
+    path[side] = false;
+    const Results full = run(g, SAMPLES, SAMPLES, 1, all, path, x, seed);
+    Results r = run(g, SAMPLES, SAMPLES, 1, two, none, x, seed);
+    check_same(0, g, "branch", &r, &full, SAMPLES);
+    assert_true(full.values[side][0] != 0);
+}
+
 /* ---- Refusals --------------------------------------------------------------------------------------------------- */
 
 static void refused(const char *expected) {
@@ -369,7 +387,7 @@ static void test_refused_nodes(void **state) {
     refused_node((Node){.op = OP_CONV, .window = w}, "0 x 6 x 4");
     w = good, w.out_channels = INT32_MAX;
     refused_node((Node){.op = OP_CONV, .window = w}, "2147483647 x 3 x 3 x 3 weights");
-    w = good, w.out_channels = 70000000;
+    w = good, w.kernel_height = w.kernel_width = 1, w.out_channels = 70000000;
     refused_node((Node){.op = OP_CONV, .window = w}, "less than 2^31 values");
     w = good, w.pad_right = 3;
     refused_node((Node){.op = OP_MAX_POOL, .window = w}, "padding as large as the kernel");
@@ -435,6 +453,7 @@ int main(void) {
         cmocka_unit_test(test_asking_for_more_changes_nothing),
         cmocka_unit_test(test_batch_and_threads),
         cmocka_unit_test(test_memory_plan),
+        cmocka_unit_test(test_branch),
         cmocka_unit_test(test_refused_nodes),
         cmocka_unit_test(test_refused_plans),
         cmocka_unit_test(test_names),

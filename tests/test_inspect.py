@@ -90,6 +90,7 @@ REFUSED = {
     "a part too many": ({"fc__running_mean": ones(2)}, "fc.running_mean has no place"),
     "channels": ({"conv2__weight": ones(6, 5, 3, 3)}, "conv2.weight has shape (6, 5, 3, 3), expected (any, 4, any, any)"),
     "rank": ({"conv1__weight": ones(4, 3, 3)}, "conv1.weight has shape (4, 3, 3), expected (any, any, any, any)"),
+    "rank of fc": ({"fc__weight": ones(10, 6, 1)}, "fc.weight has shape (10, 6, 1), expected (any, 6)"),
     "norm": ({"bn2__running_var": ones(5)}, "bn2.running_var has shape (5), expected (6)"),
     "bias": ({"conv1__bias": ones(5)}, "conv1.bias has shape (5), expected (4)"),
     "classes": ({"fc__bias": ones(9)}, "fc.bias has shape (9), expected (10)"),
@@ -99,7 +100,10 @@ REFUSED = {
             "conv2.weight holds nan at (2, 3, 0, 1)"),
     "infinity": ({"bn1__running_mean": np.array([0, np.inf, 0, 0])}, "bn1.running_mean holds inf at (1)"),
     "variance": ({"bn1__running_var": np.array([0, 1, -2, 0])}, "bn1.running_var holds -2 at (2)"),
-    "scale": ({"bn1__running_var": np.zeros(4), "bn1__weight": np.full(4, 3e38)}, "channel 0 of bn1"),
+    "scale": ({"bn1__running_var": np.zeros(4), "bn1__weight": np.full(4, 3e38), "bn1__running_mean": np.zeros(4)},
+              "channel 0 of bn1"),
+    "shift": ({"bn1__weight": np.full(4, 1e38), "bn1__running_mean": np.full(4, 100)}, "channel 0 of bn1"),
+    "storage": ({"fc__weight": Entry(ones(10, 6), numel=61)}, "data/12 holds 240 bytes, expected 244"),
 }
 
 
@@ -149,12 +153,18 @@ def test_bomb(tmp_path: Path) -> None:
     assert "more than a file of" in refusal(path)[1]
 
 
-def test_big_endian(tmp_path: Path) -> None:
+def test_bytes_after_the_pickle(tmp_path: Path) -> None:
+    path = save(tmp_path / "bad.pth", network(), pickled(network()) + b"more")
+    assert "has 4 bytes after the end" in refusal(path)[1]
+
+
+@pytest.mark.parametrize("order", ["big", "middle"])
+def test_byte_order(tmp_path: Path, order: str) -> None:
     path = tmp_path / "bad.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/data.pkl", pickled(network()))
-        file.writestr("m/byteorder", "big")
-    assert "byteorder is big" in refusal(path)[1]
+        file.writestr("m/byteorder", order)
+    assert f"byteorder is {order}" in refusal(path)[1]
 
 
 @pytest.mark.parametrize(("entries", "message"), [

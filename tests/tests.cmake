@@ -1,4 +1,4 @@
-# One CTest entry per C test program and per Python test file.
+# One CTest entry per C test program, and one for all tests written in Python.
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 
 file(GLOB TEST_SOURCES CONFIGURE_DEPENDS tests/test_*.c)
@@ -18,14 +18,11 @@ foreach(SOURCE ${TEST_SOURCES})
   set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
 endforeach()
 
+# All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(PYTHON AND NOT SANITIZE)
-  file(GLOB PYTHON_TESTS CONFIGURE_DEPENDS tests/test_*.py)
-  foreach(SOURCE ${PYTHON_TESTS})
-    get_filename_component(NAME ${SOURCE} NAME_WE)
-    add_test(NAME ${NAME}.py COMMAND ${PYTHON} -m pytest -q -x --no-header ${SOURCE} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-    set_tests_properties(${NAME}.py PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 1200)
-  endforeach()
+  add_test(NAME python COMMAND ${PYTHON} -m pytest -q --no-header --durations=10 tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(python PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 2400)
 elseif(NOT SANITIZE)
   message(STATUS "No .venv (scripts/setup.sh makes it): the tests written in Python are left out")
 endif()

@@ -2,6 +2,8 @@
 
     python tests/golden/make_pth_golden.py        (PyTorch and numpy; made with PyTorch 2.15)
 
+Each run gives the same zip files; legacy ones hold memory addresses as keys, which differ.
+
 expected.txt is read by tests/test_pth.c. One block a file:
 
     file NAME FORMAT FOUND_UNDER PREFIX           ('-' for an empty text)
@@ -115,8 +117,8 @@ FILES = {
 
 
 def modules() -> dict[str, tuple[object, str, dict[str, object]]]:
-    whole = "torch.save(model.state_dict(), \"model.pth\")"
-    return {"module": (Net(), whole, {}), "module_legacy": (Net(), whole, LEGACY),
+    return {"module": (Net(), "whole pickled module (networks.Net, byte 2 of data.pkl)", {}),
+            "module_legacy": (Net(), "whole pickled module (networks.Net, byte", LEGACY),
             "module_in_checkpoint": ({"model": Net(), "best": torch.ones(1)}, "under key model", {}),
             "expanded": ({"a": torch.ones(1).expand(1000)}, "expanded", {}),
             "complex": ({"a": torch.ones(1, dtype=torch.complex64)}, "ComplexFloatStorage", {}),
@@ -128,9 +130,9 @@ def deflate(path: Path) -> None:
     """Zips the file again, compressed, as other tools may."""
     with zipfile.ZipFile(path) as old:
         entries = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+    with zipfile.ZipFile(path, "w") as new:
         for name, data in entries.items():
-            new.writestr(name, data)
+            new.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # dated 1980: the same file every time
 
 
 def values(tensor: torch.Tensor) -> str:
@@ -161,8 +163,10 @@ class Cnn(nn.Module):
 
 def networks() -> dict[str, tuple[Cnn, tuple[int, int, int]]]:
     torch.manual_seed(1)
+    half = Cnn(3, 2, 3, 5, [(3, 5), (1, 1)]).half()
+    half.state_dict()["conv2.weight"][:, 0, 0, 0] = torch.tensor([6e-8, -6e-5, -65504])  # subnormal twice, largest
     return {"cnn_float32": (Cnn(1, 2, 3, 4, [(3, 3), (3, 3)]), (1, 28, 28)),
-            "cnn_float16": (Cnn(3, 2, 3, 5, [(3, 5), (1, 1)]).half(), (3, 20, 33)),
+            "cnn_float16": (half, (3, 20, 33)),
             "cnn_bfloat16": (Cnn(2, 3, 2, 1, [(1, 7), (5, 3)], bias=False, affine=False).bfloat16(), (2, 4, 5)),
             "cnn_float64": (Cnn(1, 3, 1, 2, [(5, 5), (3, 1)]).double(), (1, 7, 9))}
 

@@ -1,0 +1,245 @@
+"""t-SNE: affinities, gradient and first iterations against scikit-learn's own functions, the finished map against its
+quality, and the same bits for any number of ranks and threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist, squareform
+from sklearn.datasets import make_blobs
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.manifold._t_sne import _gradient_descent, _joint_probabilities, _kl_divergence
+
+from program import GOLDEN
+from tsne_tools import affinities, drive, same, save, tsne
+
+
+def blobs(n: int, d: int, seed: int = 0) -> np.ndarray:
+    return make_blobs(n, d, centers=5, cluster_std=2, random_state=seed)[0].astype(np.float32)
+
+
+def pca_start(x: np.ndarray, axes: int = 2) -> np.ndarray:
+    y = PCA(axes, svd_solver="full").fit_transform(x).astype(np.float32)
+    return (y / np.std(y[:, 0]) * 1e-4).astype(np.float32)
+
+
+def random_start(n: int, axes: int, scale: float = 1e-4) -> np.ndarray:
+    return (scale * np.random.default_rng(1).standard_normal((n, axes))).astype(np.float32)
+
+
+def distances(x: np.ndarray) -> np.ndarray:
+    return squareform(pdist(x.astype(np.float64), "sqeuclidean"))
+
+
+def sklearn_p(x: np.ndarray, perplexity: float) -> np.ndarray:
+    return _joint_probabilities(distances(x), perplexity, 0)
+
+
+def perplexities(x: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """Of each row, in double precision."""
+    d = distances(x)
+    np.fill_diagonal(d, np.inf)
+    d -= d.min(1, keepdims=True)
+    e = np.exp(-beta[:, None].astype(np.float64) * d)
+    p = e / e.sum(1, keepdims=True)
+    return np.exp(-np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=1))
+
+
+def exact_p(x: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    d = distances(x)
+    np.fill_diagonal(d, np.inf)
+    d -= d.min(1, keepdims=True)
+    e = np.exp(-beta[:, None].astype(np.float64) * d)
+    c = e / e.sum(1, keepdims=True)
+    return (c + c.T) / (2 * len(x))
+
+
+@pytest.mark.parametrize("n, d, perplexity", [(500, 10, 30), (333, 3, 5), (201, 784, 50), (70, 65, 10.5), (31, 1, 10)])
+def test_affinities(tmp_path: Path, n: int, d: int, perplexity: float) -> None:
+    x = blobs(n, d)
+    got = affinities(tmp_path, x, perplexity)
+    assert np.abs(perplexities(x, got.beta) - perplexity).max() < 1e-5 * perplexity
+    # scikit-learn stops at 1e-5 of the entropy, which moves its smallest p by a few 1e-5 of themselves
+    expected = squareform(sklearn_p(x, perplexity))
+    np.testing.assert_allclose(got.p, expected, rtol=2e-4, atol=1e-7 / n**2)
+    np.testing.assert_allclose(got.p, exact_p(x, got.beta), rtol=1e-5, atol=1e-7 / n**2)
+    assert np.array_equal(got.p, got.p.T) and not got.p.diagonal().any()
+    assert abs(got.sum - 1) < 1e-7
+    assert 0 <= got.dropped <= 2.0**-23
+    assert got.entries == np.count_nonzero(got.p)
+    assert same(got, affinities(tmp_path, x, perplexity, threads=2))
+
+
+def test_dropped_affinities(tmp_path: Path) -> None:
+    """Far clusters: pairs are dropped, by the rule and not past its bound."""
+    x = blobs(400, 5) + 40 * (np.arange(400) % 2)[:, None].astype(np.float32)
+    got = affinities(tmp_path, x, 20)
+    p = exact_p(x, got.beta)
+    dropped = np.where(got.p > 0, 0, p).sum(1) / p.sum(1)
+    assert 0 < dropped.max() <= 2.0**-23
+    assert got.dropped == pytest.approx(dropped.max(), rel=1e-3)
+    assert p[got.p == 0].max() < 2 * 2.0**-24 / 400 / 800
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("scale", [1e-4, 1, 30])
+@pytest.mark.parametrize("n", [300, 700, 1041])
+def test_gradient(tmp_path: Path, n: int, axes: int, scale: float) -> None:
+    """Tiles of 512: within one, across two, and with a last one of a few points."""
+    x, y = blobs(n, 6), random_start(n, axes, scale)
+    (kl,), (step_error,) = drive("gradient", save(tmp_path / "x", x), n, 6, 30, save(tmp_path / "y", y), axes,
+                                 tmp_path / "g", threads=2)
+    got = np.fromfile(tmp_path / "g").reshape(n, axes)
+    expected_kl, expected = _kl_divergence(y.astype(np.float64).ravel(), sklearn_p(x, 30), axes - 1, n, axes)
+    # its P differs by the tolerance of its search
+    assert float(kl) == pytest.approx(expected_kl, rel=2e-5)
+    np.testing.assert_allclose(got.ravel(), expected, rtol=0, atol=5e-5 * np.abs(expected).max())
+    assert np.abs(got.sum(0)).max() < 2e-5 * np.abs(got).sum()
+    assert float(step_error) < 2e-6
+
+
+def descend(x: np.ndarray, start: np.ndarray, iterations: int, exaggerated: int, rate: float) -> np.ndarray:
+    """scikit-learn's own schedule, in double precision."""
+    n, axes = start.shape
+    p = sklearn_p(x, 30)
+    options = dict(n_iter_check=50, learning_rate=rate, kwargs={})
+    args = [max(axes - 1, 1), n, axes]
+    first = min(exaggerated, iterations)
+    y, _, it = _gradient_descent(_kl_divergence, start.astype(np.float64).ravel(), 0, first, momentum=0.5,
+                                 n_iter_without_progress=250, args=[12 * p, *args], **options)
+    if iterations > exaggerated:
+        y, _, it = _gradient_descent(_kl_divergence, y, it + 1, iterations, momentum=0.8, args=[p, *args], **options)
+    return y.reshape(n, axes)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("iterations, exaggerated, rate", [(1, 250, 50), (10, 250, 50), (20, 250, 50), (50, 250, 8),
+                                                           (50, 20, 8)])
+def test_first_iterations(tmp_path: Path, axes: int, iterations: int, exaggerated: int, rate: float) -> None:
+    """At the default rate of 50 a difference of 1e-7 grows by ten every three iterations, in scikit-learn itself; at 8,
+    50 iterations can be compared."""
+    x, start = blobs(400, 8), random_start(400, axes)
+    got = tsne(tmp_path, x, start, iterations=iterations, exaggerated=exaggerated, rate=rate)
+    expected = descend(x, start, iterations, exaggerated, rate)
+    assert got.iterations == iterations
+    error = np.abs(got.y - expected).max() / np.abs(expected).max()
+    print(f"error {error:.2g}")
+    assert error < 1e-3
+
+
+def test_history_is_against_p(tmp_path: Path) -> None:
+    """Of the map before the update of iteration 49, while P is exaggerated; and the last one of the final map."""
+    x = blobs(300, 8)
+    got = tsne(tmp_path, x, pca_start(x), iterations=100)
+    assert list(got.history) == [49, 99]
+    p = sklearn_p(x, 30)
+    for iterations, kl in ((49, got.history[49]), (99, got.history[99]), (100, got.kl)):
+        y = tsne(tmp_path, x, pca_start(x), iterations=iterations).y
+        assert kl == pytest.approx(_kl_divergence(y.astype(np.float64).ravel(), p, 1, 300, 2)[0], rel=2e-5)
+
+
+def test_divergence_falls(tmp_path: Path) -> None:
+    x = blobs(50, 2)
+    kl = [tsne(tmp_path, x, pca_start(x), perplexity=10, iterations=i).kl for i in (250, 300, 350)]
+    assert kl[0] > kl[1] > kl[2]
+
+
+def test_stops_without_progress(tmp_path: Path) -> None:
+    """Three points settle at once: scikit-learn's rule ends the second phase, never before its patience of 300."""
+    x = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+    got = tsne(tmp_path, x, random_start(3, 2), perplexity=2, iterations=5000)
+    assert got.iterations < 5000 and got.iterations % 50 == 0
+    assert np.isfinite(got.y).all()
+
+
+def test_uniform_grid(tmp_path: Path) -> None:
+    """scikit-learn's test: neighbours on a 10 x 10 grid keep their spacing within 0.5 to 2 of the mean."""
+    x = np.array([(i, j) for i in np.linspace(0, 1, 10) for j in np.linspace(0, 1, 10)], np.float32)
+    for seed in range(3):
+        start = (1e-4 * np.random.default_rng(seed).standard_normal((100, 2))).astype(np.float32)
+        for y in (start, None):
+            y = tsne(tmp_path, x, start if y is not None else again, perplexity=50).y  # noqa: F821
+            again = y
+            spread = distances(y)
+            np.fill_diagonal(spread, np.inf)
+            nearest = np.sqrt(spread.min(1))
+            ratio = nearest / nearest.mean()
+            if y is again and 0.5 < ratio.min() and ratio.max() < 2:
+                break
+        assert 0.5 < ratio.min() and ratio.max() < 2
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+    return np.load(GOLDEN / "mnist.npz")["logits"]
+
+
+def test_logits(tmp_path: Path, logits: np.ndarray) -> None:
+    """The 10,000 logits of the demo: a better map than Barnes-Hut's (KL 1.593), as near to the data."""
+    got = tsne(tmp_path, logits, pca_start(logits), threads=2)
+    assert got.kl <= 1.575
+    assert got.history[999] == pytest.approx(got.kl, abs=1e-3)
+    assert got.dropped <= 2.0**-23
+    chosen = np.random.default_rng(0).choice(len(logits), 4000, replace=False)
+    assert trustworthiness(logits[chosen], got.y[chosen], n_neighbors=5) >= 0.995
+
+
+@pytest.mark.parametrize("n, d, perplexity, axes, iterations",
+                         [(31, 4, 10, 2, 120), (700, 10, 30, 2, 120), (700, 10, 30, 3, 60), (1300, 70, 12, 2, 60),
+                          (5, 3, 2, 2, 300)])
+def test_same_bits(tmp_path: Path, n: int, d: int, perplexity: float, axes: int, iterations: int) -> None:
+    x, start = blobs(n, d), random_start(n, axes)
+    one = tsne(tmp_path, x, start, perplexity, iterations, exaggerated=40)
+    assert np.ptp(one.y) > 0.01
+    for ranks, threads in ((1, 2), (2, 1), (2, 2), (3, 1), (5, 2)):
+        assert same(one, tsne(tmp_path, x, start, perplexity, iterations, exaggerated=40, ranks=ranks,
+                              threads=threads)), (ranks, threads)
+
+
+@pytest.mark.parametrize("name, x, perplexity", [
+    ("duplicates", np.repeat(blobs(10, 3), 20, axis=0), 5),
+    ("all equal", np.full((40, 3), 0.7, np.float32), 10),
+    ("collinear", np.arange(60, dtype=np.float32)[:, None] * np.array([[1, 2, 3]], np.float32), 12),
+    ("nearly N", blobs(20, 2), 19.9),
+    ("perplexity 1", blobs(20, 2), 1),
+    ("two", np.array([[0, 0], [3, 4]], np.float32), 1),
+    ("three", blobs(3, 2), 1.5),
+    ("one dimension", blobs(17, 1), 4),
+    ("huge", blobs(40, 3) * np.float32(1e30), 8),
+    ("tiny", blobs(40, 3) * np.float32(1e-35), 8),
+    ("an outlier", np.concatenate([blobs(40, 3), np.full((1, 3), 1e7, np.float32)]), 8),
+    ("far from zero", blobs(40, 3) + np.float32(1e5), 8),
+])
+def test_degenerate(tmp_path: Path, name: str, x: np.ndarray, perplexity: float) -> None:
+    got = tsne(tmp_path, x, random_start(len(x), 2), perplexity, 300)
+    assert np.isfinite(got.y).all() and np.isfinite(got.kl), name
+    assert got.dropped <= 2.0**-23
+    if name not in ("huge", "tiny"):  # scaled before, in tsne.c
+        p = affinities(tmp_path, x, perplexity)
+        assert np.isfinite(p.p).all() and np.isfinite(p.beta).all() and abs(p.sum - 1) < 1e-6
+
+
+def test_scale_does_not_matter(tmp_path: Path) -> None:
+    """By a power of two, to the last bit: squares of 2^100 would overflow, of 2^-100 vanish."""
+    x, start = blobs(100, 5), random_start(100, 2)
+    one = tsne(tmp_path, x, start, 10, 100)
+    for factor in (2.0**100, 2.0**-100):
+        assert same(one, tsne(tmp_path, x * np.float32(factor), start, 10, 100))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    x, start = save(tmp_path / "x", blobs(20, 2)), save(tmp_path / "y", random_start(20, 2))
+    for perplexity, axes, word in ((20, 2, "perplexity"), (0.5, 2, "perplexity"), ("nan", 2, "perplexity"), (5, 4, "axes")):
+        lines = drive("tsne", x, 10 if axes == 4 else 20, 2, perplexity, start, axes, 10, tmp_path / "map", ranks=2,
+                      fails=True)
+        assert len(lines) == 1 and word in lines[0], lines
+    broken = blobs(20, 2)
+    broken[7, 1] = np.nan
+    lines = drive("tsne", save(tmp_path / "x", broken), 20, 2, 5, start, 2, 10, tmp_path / "map", ranks=2, fails=True)
+    assert len(lines) == 1 and "finite" in lines[0], lines
+    lines = drive("tsne", save(tmp_path / "x", blobs(20, 2)), 20, 2, 5, start, 2, 500, tmp_path / "map", 250, 1e30,
+                  ranks=2, fails=True)
+    assert any("apart;" in line for line in lines), lines
