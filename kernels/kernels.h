@@ -17,7 +17,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { DT_U8, DT_I8, DT_U16, DT_I16, DT_U32, DT_I32, DT_U64, DT_I64, DT_F16, DT_BF16, DT_F32, DT_F64, DT_BOOL } DType;
+typedef enum {
+    DT_U8,
+    DT_I8,
+    DT_U16,
+    DT_I16,
+    DT_U32,
+    DT_I32,
+    DT_U64,
+    DT_I64,
+    DT_F16,
+    DT_BF16,
+    DT_F32,
+    DT_F64,
+    DT_BOOL
+} DType;
 
 /* ---- The device, and its memory (memory.c) ------------------------------------------------------------------- */
 
@@ -36,7 +50,7 @@ void dev_limit_isa(int isa);
 /* What must be equal on all ranks for equal bits, besides the level: names of the library cores in use. */
 const char *dev_core(void);
 
-size_t dev_available(void); /* bytes this process could still allocate on the device, as far as is known */
+size_t dev_available(void);    /* bytes this process could still allocate on the device, as far as is known */
 void *dev_alloc(size_t bytes); /* 64-byte aligned, contents undefined; dies when there is not enough */
 void dev_free(void *memory);   /* NULL is allowed */
 void dev_upload(void *device, const void *host, size_t bytes);
@@ -111,7 +125,8 @@ void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const f
 
 /* out (B, outputs) = in (B, inputs) weight^T + bias. Values are plain, and their memory that of k_value_bytes: a device
  * may make the product with a fixed, larger number of rows, so that no row depends on the batch size.
- * weight (outputs, inputs), bias (outputs) or NULL: host, not kept. backward: whether k_linear_backward will be called. */
+ * weight (outputs, inputs), bias (outputs) or NULL: host, not kept. backward: whether k_linear_backward will be called.
+ */
 typedef struct KLinear KLinear;
 KLinear *k_linear_new(int batch, int inputs, int outputs, const float *weight, const float *bias, bool backward);
 void k_linear_free(KLinear *linear);
@@ -122,10 +137,10 @@ void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const floa
 /* ---- Into and out of the network (ends.c) ---------------------------------------------------------------------- */
 
 typedef struct {
-    DType dtype;          /* of the pixels */
-    bool channels_last;   /* (B,H,W,C) instead of (B,C,H,W) */
+    DType dtype;        /* of the pixels */
+    bool channels_last; /* (B,H,W,C) instead of (B,C,H,W) */
     int channels, height, width;
-    double scale;         /* x = (pixel * scale - mean[c]) / std[c], rounded once to float32 */
+    double scale;             /* x = (pixel * scale - mean[c]) / std[c], rounded once to float32 */
     double mean[16], std[16]; /* of channel min(c, 15) */
 } PixelTransform;
 

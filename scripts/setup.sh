@@ -142,7 +142,7 @@ make_venv() {
 # ---- the program ----------------------------------------------------------------------------------------------------
 
 build() {
-    quietly cmake -S . -B build -DCMAKE_BUILD_TYPE=Release
+    quietly cmake -S . -B build -DCMAKE_BUILD_TYPE=Release ${CNNSCOPE_CMAKE_OPTION:+"$CNNSCOPE_CMAKE_OPTION"}
     quietly cmake --build build --parallel "$(nproc)" --target cnnscope
 }
 

@@ -1,7 +1,8 @@
 /* attribution.c: which pixels or cells a prediction rests on. See stages.h.
  *
  * Samples are independent in eval mode, so one backward pass with one seed row per sample gives every map of a batch;
- * all methods asked for share it. Values are kept min-max normalised, with the two bounds that give the raw ones back. */
+ * all methods asked for share it. Values are kept min-max normalised, with the two bounds that give the raw ones back.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,8 @@ static Method gradcam(const Job *job, const char *layer) {
     int usual = last_convolution(graph), node = layer ? model_layer(job->model, layer, "attribution") : usual;
     if (node < 0 || graph->nodes[node].op != OP_CONV)
         die_usage("--attribution gradcam%s%s: %s", layer ? ":" : "", layer ? layer : "",
-                  usual < 0 ? "the network has no convolution" : "not a convolution; see cnnscope inspect for the layers");
+                  usual < 0 ? "the network has no convolution"
+                            : "not a convolution; see cnnscope inspect for the layers");
     Method method = {METHOD_GRADCAM, node, graph->nodes[node].shape, "gradcam"};
     if (node != usual) {
         char name[96];
@@ -76,9 +78,15 @@ void attribution_declare(int variables[3], const Job *job, const Method *method,
     } else {
         snprintf(what, sizeof what, "absolute input gradient of the predicted category's logit, scaled to 0..1");
     }
-    variables[0] = output_var(job->output, &(OutputVar){method->variable, DT_F32, 3, {samples, y, x},
-                                                        {length, method->layer.height, method->layer.width}, what, NULL,
-                                                        strcmp(samples, "sample") ? NULL : job_coordinates(job, false)});
+    variables[0] =
+        output_var(job->output, &(OutputVar){method->variable,
+                                             DT_F32,
+                                             3,
+                                             {samples, y, x},
+                                             {length, method->layer.height, method->layer.width},
+                                             what,
+                                             NULL,
+                                             strcmp(samples, "sample") ? NULL : job_coordinates(job, false)});
     if (cam)
         output_text(job->output, variables[0], "layer", node->name);
     for (int i = 1; i <= 2; i++) {
@@ -102,7 +110,8 @@ void attribution_batch(float *map, float *low, float *high, const Method *method
     if (method->kind == METHOD_SALIENCY)
         k_saliency(lane, map, low, high, gradient, B, s.channels, s.height, s.width);
     else
-        k_gradcam(lane, map, low, high, graph_value(plan, lane, method->node), gradient, B, s.channels, s.height, s.width);
+        k_gradcam(lane, map, low, high, graph_value(plan, lane, method->node), gradient, B, s.channels, s.height,
+                  s.width);
 }
 
 /* ---- The choice of samples ------------------------------------------------------------------------------------ */
@@ -115,7 +124,8 @@ typedef struct {
 } Score;
 
 static Score score_of(const float *logits, int outputs, int64_t sample, int32_t label, int32_t prediction) {
-    Score score = {.sample = sample, .category = label >= 0 ? label : prediction, .wrong = label >= 0 && label != prediction};
+    Score score = {
+        .sample = sample, .category = label >= 0 ? label : prediction, .wrong = label >= 0 && label != prediction};
     if (outputs == 1) {
         double p = 1 / (1 + exp(-fabs((double)logits[0])));
         score.probability = p;
@@ -157,7 +167,8 @@ static int by_sample(const void *a, const void *b) {
 int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs) {
     int64_t total = job->shard.total;
     Arena *scratch = arena_new();
-    Score *mine = ARENA_ARRAY(scratch, Score, job->shard.count, "scores"), *all = ARENA_ARRAY(scratch, Score, total, "scores");
+    Score *mine = ARENA_ARRAY(scratch, Score, job->shard.count, "scores"),
+          *all = ARENA_ARRAY(scratch, Score, total, "scores");
     int64_t *taken = ARENA_ARRAY(scratch, int64_t, job->categories, "categories");
     for (int64_t i = 0; i < job->shard.count; i++)
         mine[i] = score_of(logits + i * outputs, outputs, job->shard.first + i, job->labels ? job->labels[i] : -1,

@@ -23,7 +23,19 @@ static void abort_job(int status) {
     _Exit(status);
 }
 
-/* mpirun binds each rank to a core of its own, srun gives all of a node's ranks one mask: hence the count of sharers. */
+/* HDF5 asks MPI to write and, when one rank's write fails, leaves the others waiting in a collective: the job must end
+ * inside the failing call. Files opened later inherit this handler from MPI_FILE_NULL. */
+static void file_error(MPI_File *file, int *code, ...) {
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length = 0;
+    (void)file;
+    error_disarm();
+    MPI_Error_string(*code, text, &length);
+    die("%s: writing failed (%s); is the disk full, or a quota or file-size limit reached?", error_unfinished(), text);
+}
+
+/* mpirun binds each rank to a core of its own, srun gives all of a node's ranks one mask: hence the count of sharers.
+ */
 static int count_cores(MPI_Comm node) {
     cpu_set_t mine, *all = calloc((size_t)local_size, sizeof *all), common;
     if (!all || sched_getaffinity(0, sizeof mine, &mine) != 0)
@@ -39,11 +51,15 @@ static int count_cores(MPI_Comm node) {
 }
 
 void comm_start(int *argc, char ***argv) {
+    setenv("OMPI_MCA_io", "^ompio", 0); /* which prints a line of its own when a disk is full; ROMIO does not */
     int provided;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     error_set_end(abort_job, rank);
+    MPI_Errhandler on_file_error;
+    MPI_File_create_errhandler(file_error, &on_file_error);
+    MPI_File_set_errhandler(MPI_FILE_NULL, on_file_error);
     if (provided < MPI_THREAD_FUNNELED)
         die("this MPI library has no thread support (MPI_THREAD_FUNNELED); use one that was built with it");
     MPI_Comm node;
@@ -53,7 +69,8 @@ void comm_start(int *argc, char ***argv) {
     cores = count_cores(node);
     MPI_Comm_free(&node);
     const char *tasks = getenv("SLURM_NTASKS");
-    if (size == 1 && tasks && atoi(tasks) > 1 && getenv("SLURM_STEP_ID") && strcmp(getenv("SLURM_STEP_ID"), "batch") != 0)
+    if (size == 1 && tasks && atoi(tasks) > 1 && getenv("SLURM_STEP_ID") &&
+        strcmp(getenv("SLURM_STEP_ID"), "batch") != 0)
         die("Slurm started %s tasks, but each sees only itself; start them with: srun --mpi=pmix", tasks);
 }
 
@@ -62,25 +79,15 @@ void comm_end(int status) {
     exit(status);
 }
 
-int comm_rank(void) {
-    return rank;
-}
+int comm_rank(void) { return rank; }
 
-int comm_size(void) {
-    return size;
-}
+int comm_size(void) { return size; }
 
-int comm_local_rank(void) {
-    return local_rank;
-}
+int comm_local_rank(void) { return local_rank; }
 
-int comm_local_size(void) {
-    return local_size;
-}
+int comm_local_size(void) { return local_size; }
 
-int comm_cores(void) {
-    return cores;
-}
+int comm_cores(void) { return cores; }
 
 void comm_all_ok(void) {
     const char *message;
@@ -128,14 +135,8 @@ static void reduce_int64(int64_t *values, size_t count, MPI_Op op) {
                       MPI_COMM_WORLD);
 }
 
-void comm_sum_int64(int64_t *values, size_t count) {
-    reduce_int64(values, count, MPI_SUM);
-}
+void comm_sum_int64(int64_t *values, size_t count) { reduce_int64(values, count, MPI_SUM); }
 
-void comm_max_int64(int64_t *values, size_t count) {
-    reduce_int64(values, count, MPI_MAX);
-}
+void comm_max_int64(int64_t *values, size_t count) { reduce_int64(values, count, MPI_MAX); }
 
-void comm_barrier(void) {
-    MPI_Barrier(MPI_COMM_WORLD);
-}
+void comm_barrier(void) { MPI_Barrier(MPI_COMM_WORLD); }

@@ -20,8 +20,8 @@ int comm_cores(void); /* cores of this rank's affinity mask / the node's ranks t
 void comm_all_ok(void);
 
 /* Collective. Host memory. */
-void comm_broadcast(void *data, size_t bytes);                          /* from rank 0 */
-void comm_all_gather(void *all, const void *mine, size_t bytes_each);   /* all: comm_size() blocks, in rank order */
+void comm_broadcast(void *data, size_t bytes);                        /* from rank 0 */
+void comm_all_gather(void *all, const void *mine, size_t bytes_each); /* all: comm_size() blocks, in rank order */
 void comm_max(double *values, int count);
 void comm_sum_int64(int64_t *values, size_t count); /* exact, hence the same for any number of ranks */
 void comm_max_int64(int64_t *values, size_t count);

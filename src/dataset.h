@@ -13,11 +13,11 @@
 #include "kernels.h"
 
 typedef struct Dataset {
-    const char *spec; /* for messages */
-    const char *path; /* the file */
-    DType dtype;      /* never DT_BOOL (read as DT_U8) nor DT_BF16 (read as DT_F32) */
-    int rank;         /* 1 to 5 */
-    int64_t shape[5]; /* shape[0] samples */
+    const char *spec;             /* for messages */
+    const char *path;             /* the file */
+    DType dtype;                  /* never DT_BOOL (read as DT_U8) nor DT_BF16 (read as DT_F32) */
+    int rank;                     /* 1 to 5 */
+    int64_t shape[5];             /* shape[0] samples */
     struct DatasetSource *source; /* private to dataset.c */
 } Dataset;
 

@@ -84,9 +84,7 @@ void dataset_to_int64(int64_t *out, const void *in, DType dtype, int64_t count, 
     case DT_F16:
     case DT_BF16:
     case DT_F32:
-    case DT_F64:
-        floats_to_int64(out, in, dtype, count, dataset, first);
-        break;
+    case DT_F64: floats_to_int64(out, in, dtype, count, dataset, first); break;
     }
 }
 

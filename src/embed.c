@@ -20,9 +20,9 @@ typedef struct {
     Job *job;
     Arena *arena;
     const Matrix *x;
-    char layer[96];    /* name in the file */
+    char layer[96]; /* name in the file */
     bool is_logits;
-    const Node *node;  /* NULL for the matrix of `embed` */
+    const Node *node; /* NULL for the matrix of `embed` */
 } Layer;
 
 /* ---- PCA ------------------------------------------------------------------------------------------------------ */
@@ -57,8 +57,8 @@ static int layer_var(const Layer *l, OutputVar var, const char *suffix, const ch
 static void write_features(const Layer *l) {
     char names[3][128];
     const Matrix *x = l->x;
-    OutputVar var = {.type = DT_F32, .dims = {"sample"}, .length = {x->shard.total},
-                     .coordinates = job_coordinates(l->job, false)};
+    OutputVar var = {
+        .type = DT_F32, .dims = {"sample"}, .length = {x->shard.total}, .coordinates = job_coordinates(l->job, false)};
     feature_dims(&var, names, l, 1);
     int id = layer_var(l, var, "", "features of %s");
     int64_t step = PIECE_BYTES / ((int64_t)x->width * 4) + 1, most = x->shard.count;
@@ -79,12 +79,16 @@ static void write_pca(const Layer *l, const Pca *p, int K) {
     char names[3][128], pc[128];
     snprintf(pc, sizeof pc, "%s_pc", l->layer);
     int64_t n = x->shard.count, computed = p->components;
-    float *all = ARENA_ARRAY(l->arena, float, n * computed, "scores"), *kept = ARENA_ARRAY(l->arena, float, n * K, "scores");
+    float *all = ARENA_ARRAY(l->arena, float, n *computed, "scores"),
+          *kept = ARENA_ARRAY(l->arena, float, n *K, "scores");
     dev_download(all, p->scores.rows, (size_t)(n * computed) * sizeof(float));
     for (int64_t i = 0; i < n; i++)
         memcpy(kept + i * K, all + i * computed, (size_t)K * sizeof(float));
 
-    OutputVar scores = {.type = DT_F32, .rank = 2, .dims = {"sample", pc}, .length = {x->shard.total, K},
+    OutputVar scores = {.type = DT_F32,
+                        .rank = 2,
+                        .dims = {"sample", pc},
+                        .length = {x->shard.total, K},
                         .coordinates = job_coordinates(l->job, false)};
     output_rows(out, layer_var(l, scores, "_pca", "principal component scores of %s"), x->shard.first, n, kept);
     OutputVar axes = {.type = DT_F64, .dims = {pc}, .length = {K}}, center = {.type = DT_F64};
@@ -93,10 +97,12 @@ static void write_pca(const Layer *l, const Pca *p, int K) {
     feature_dims(&center, names, l, 0);
     output_whole(out, layer_var(l, center, "_pca_center", "mean features of %s"), p->center);
     OutputVar vector = {.type = DT_F64, .rank = 1, .dims = {pc}, .length = {K}};
-    output_whole(out, layer_var(l, vector, "_pca_explained_variance", "variance of %s along each component"), p->variance);
-    output_whole(out, layer_var(l, vector, "_pca_explained_variance_ratio",
-                                "share of the total variance of %s along each component"),
-                 p->variance_ratio);
+    output_whole(out, layer_var(l, vector, "_pca_explained_variance", "variance of %s along each component"),
+                 p->variance);
+    output_whole(
+        out,
+        layer_var(l, vector, "_pca_explained_variance_ratio", "share of the total variance of %s along each component"),
+        p->variance_ratio);
 }
 
 /* ---- t-SNE ---------------------------------------------------------------------------------------------------- */
@@ -115,7 +121,10 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
         if (positions[i] >= s.first && positions[i] < s.first + s.count)
             memcpy(rows + (positions[i] - s.first) * o->tsne, r->map + i * o->tsne, (size_t)o->tsne * sizeof(float));
 
-    OutputVar map = {.type = DT_F32, .rank = 2, .dims = {"sample", axis}, .length = {s.total, o->tsne},
+    OutputVar map = {.type = DT_F32,
+                     .rank = 2,
+                     .dims = {"sample", axis},
+                     .length = {s.total, o->tsne},
                      .coordinates = job_coordinates(l->job, false)};
     int id = layer_var(l, map, "_tsne", "exact t-SNE map of %s");
     if (mapped < s.total)
@@ -123,15 +132,20 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     const struct {
         const char *name;
         double value;
-    } reals[] = {{"perplexity", o->perplexity},         {"early_exaggeration", o->early_exaggeration},
-                 {"learning_rate", r->learning_rate},   {"affinity_dropped_mass", r->affinity_dropped_mass},
+    } reals[] = {{"perplexity", o->perplexity},
+                 {"early_exaggeration", o->early_exaggeration},
+                 {"learning_rate", r->learning_rate},
+                 {"affinity_dropped_mass", r->affinity_dropped_mass},
                  {"affinity_sum", r->affinity_sum}};
     const struct {
         const char *name;
         int64_t value;
-    } integers[] = {{"samples_mapped", mapped},       {"pre_pca", pre_pca},
-                    {"max_iter", o->max_iter},        {"exaggeration_iter", o->exaggeration_iter},
-                    {"n_iter", r->iterations},        {"seed", o->seed},
+    } integers[] = {{"samples_mapped", mapped},
+                    {"pre_pca", pre_pca},
+                    {"max_iter", o->max_iter},
+                    {"exaggeration_iter", o->exaggeration_iter},
+                    {"n_iter", r->iterations},
+                    {"seed", o->seed},
                     {"affinity_nonzeros", r->affinity_nonzeros}};
     for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
         output_double(out, id, reals[i].name, reals[i].value);
@@ -146,9 +160,11 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     if (r->checks > 0) {
         OutputVar checks = {.type = DT_I32, .rank = 1, .dims = {check}, .length = {r->checks}}, history = checks;
         history.type = DT_F64;
-        output_whole(out, layer_var(l, checks, "_tsne_check", "iterations of t-SNE of %s at which its divergence was taken"),
+        output_whole(out,
+                     layer_var(l, checks, "_tsne_check", "iterations of t-SNE of %s at which its divergence was taken"),
                      r->check_iterations);
-        output_whole(out, layer_var(l, history, "_tsne_kl_history", "Kullback-Leibler divergence of %s before the update"),
+        output_whole(out,
+                     layer_var(l, history, "_tsne_kl_history", "Kullback-Leibler divergence of %s before the update"),
                      r->kl_history);
     }
 }
@@ -163,11 +179,16 @@ static void map_layer(const Layer *l, const Pca *p) {
     int64_t *positions = ARENA_ARRAY(l->arena, int64_t, shard.total, "positions");
     float *start = tsne_start(positions, l->arena, l->job, p, l->x->width, keep, shard);
 
-    Matrix input = reduce || keep ? matrix_part(reduce ? &p->scores : l->x, keep, shard, reduce ? o->pre_pca : l->x->width)
-                                  : *l->x;
-    TsneOptions options = {.axes = o->tsne, .perplexity = o->perplexity, .max_iter = o->max_iter,
-                           .early_exaggeration = o->early_exaggeration, .exaggeration_iter = o->exaggeration_iter,
-                           .learning_rate = o->learning_rate, .seed = (uint64_t)o->seed};
+    Matrix input = reduce || keep
+                       ? matrix_part(reduce ? &p->scores : l->x, keep, shard, reduce ? o->pre_pca : l->x->width)
+                       : *l->x;
+    TsneOptions options = {.axes = o->tsne,
+                           .perplexity = o->perplexity,
+                           .max_iter = o->max_iter,
+                           .early_exaggeration = o->early_exaggeration,
+                           .exaggeration_iter = o->exaggeration_iter,
+                           .learning_rate = o->learning_rate,
+                           .seed = (uint64_t)o->seed};
     TsneResult result;
     tsne(&result, l->arena, &input, start, &options);
     write_tsne(l, &result, positions, shard.total, reduce ? o->pre_pca : 0);
@@ -177,7 +198,10 @@ static void map_layer(const Layer *l, const Pca *p) {
 
 void embed(Job *job, const Matrix *features, int node) {
     const Options *o = job->options;
-    Layer l = {.job = job, .arena = arena_new(), .x = features, .node = node < 0 ? NULL : &job->model->graph->nodes[node],
+    Layer l = {.job = job,
+               .arena = arena_new(),
+               .x = features,
+               .node = node < 0 ? NULL : &job->model->graph->nodes[node],
                .is_logits = node >= 0 && node == job->model->graph->logits};
     if (node < 0)
         snprintf(l.layer, sizeof l.layer, "input");

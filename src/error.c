@@ -55,6 +55,8 @@ jmp_buf *error_arm(void) {
     return &jump;
 }
 
+void error_disarm(void) { armed = false; }
+
 bool error_pending(const char **message, int *status) {
     armed = false;
     *message = pending;
@@ -76,14 +78,11 @@ void error_print(const char *message) {
         return;
 }
 
-/* Only calls that are safe in a handler. The launcher signals every rank, or ends the rest when one leaves. */
+/* Only calls that are safe in a handler. Silent, because MPI_Abort ends the other ranks by SIGTERM after one spoke. */
 static void leave(int signal_number) {
-    static const char message[] = "cnnscope: stopped by a signal before the result was complete; nothing was kept\n";
     (void)signal_number;
     if (unfinished[0])
         unlink(unfinished);
-    if (rank_number == 0 && write(STDERR_FILENO, message, sizeof message - 1) < 0)
-        _exit(1);
     _exit(1);
 }
 
@@ -93,6 +92,7 @@ void error_set_end(void (*end)(int status), int rank) {
     rank_number = rank;
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         sigaction(signals[i], &(struct sigaction){.sa_handler = leave}, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit fails with EFBIG, and says so */
 }
 
 void error_set_unfinished(const char *path) {
@@ -100,6 +100,8 @@ void error_set_unfinished(const char *path) {
     if (path)
         snprintf(unfinished, sizeof unfinished, "%s", path);
 }
+
+const char *error_unfinished(void) { return unfinished; }
 
 void error_remove_unfinished(void) {
     if (unfinished[0])

@@ -28,18 +28,22 @@ _Noreturn void die_usage(const char *format, ...) PRINTF_LIKE(1, 2); /* exit sta
 #define error_caught() (setjmp(*error_arm()) != 0)
 jmp_buf *error_arm(void);
 
+/* From here a die() ends the whole job at once, also inside a step: for failures that leave other ranks waiting. */
+void error_disarm(void);
+
 /* Ends the step: true when it died, with its message and exit status (kept until the next error_arm). */
 bool error_pending(const char **message, int *status);
 
 /* Prints one line "cnnscope: MESSAGE" to stderr. */
 void error_print(const char *message);
 
-/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. From then
- * on SIGTERM, SIGINT and SIGUSR1 remove the unfinished file and end this rank with status 1. */
+/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. From
+ * then on SIGTERM, SIGINT and SIGUSR1 remove the unfinished file and end this rank with status 1. */
 void error_set_end(void (*end)(int status), int rank);
 
 /* The file to unlink when the run ends with an error; NULL when there is none (any more). Copied. */
 void error_set_unfinished(const char *path);
 void error_remove_unfinished(void);
+const char *error_unfinished(void); /* its path, or "" */
 
 #endif

@@ -1,7 +1,7 @@
 /* forward.c: the stage that takes all samples through the network: what is asked of a pass (pass.h), and the passes.
  *
- * Maps of all samples come from the same pass as the logits; where only chosen samples keep theirs, the choice needs all
- * logits first, and a second pass computes the chosen ones again, to the same bits. */
+ * Maps of all samples come from the same pass as the logits; where only chosen samples keep theirs, the choice needs
+ * all logits first, and a second pass computes the chosen ones again, to the same bits. */
 #include <stdio.h>
 #include <string.h>
 
@@ -51,18 +51,24 @@ static void want_feature_map(Pass *pass, int node, int64_t from, int64_t to) {
     int64_t *positions = ARENA_ARRAY(scratch, int64_t, to - from, "feature map samples");
     for (int64_t i = 0; i < to - from; i++)
         positions[i] = job->from + from + i;
-    int id = output_var(job->output, &(OutputVar){sample, DT_I64, 1, {sample}, {to - from},
-                                                  "position of the sample in the input file", NULL, NULL});
+    int id = output_var(
+        job->output,
+        &(OutputVar){sample, DT_I64, 1, {sample}, {to - from}, "position of the sample in the input file", NULL, NULL});
     output_whole(job->output, id, positions);
     arena_free(scratch);
     Shape s = layer->shape;
     pass->want_value[node] = true;
     pass->feature_nodes[pass->feature_count] = node;
-    pass->features[pass->feature_count++] =
-        pass_stream(pass,
-                   &(OutputVar){variable, DT_F32, 4, {sample, dims[0], dims[1], dims[2]},
-                                {to - from, s.channels, s.height, s.width}, what, NULL, NULL},
-                   (size_t)shape_size(s) * sizeof(float), from, to);
+    pass->features[pass->feature_count++] = pass_stream(pass,
+                                                        &(OutputVar){variable,
+                                                                     DT_F32,
+                                                                     4,
+                                                                     {sample, dims[0], dims[1], dims[2]},
+                                                                     {to - from, s.channels, s.height, s.width},
+                                                                     what,
+                                                                     NULL,
+                                                                     NULL},
+                                                        (size_t)shape_size(s) * sizeof(float), from, to);
 }
 
 static int first_convolution(const Graph *graph) {
@@ -72,9 +78,7 @@ static int first_convolution(const Graph *graph) {
     return -1;
 }
 
-static bool is_none(const List *list) {
-    return list->count == 1 && strcmp(list->items[0], "none") == 0;
-}
+static bool is_none(const List *list) { return list->count == 1 && strcmp(list->items[0], "none") == 0; }
 
 static void want_feature_maps(Pass *pass) {
     const Job *job = pass->job;
@@ -92,8 +96,8 @@ static void want_feature_maps(Pass *pass) {
             *colon = '\0';
             if (second)
                 range[second - colon - 1] = '\0';
-            if (!second || !parse_int64(range, &from) || !parse_int64(second + 1, &to) || from < job->from || to <= from ||
-                to > job->from + job->shard.total)
+            if (!second || !parse_int64(range, &from) || !parse_int64(second + 1, &to) || from < job->from ||
+                to <= from || to > job->from + job->shard.total)
                 die_usage("--feature-maps %s: expected LAYER:A:B, file positions A to B (without B) within %lld:%lld",
                           list->items[i], (long long)job->from, (long long)(job->from + job->shard.total));
         }
@@ -110,15 +114,26 @@ static void want_values(Pass *pass, const Layers *layers) {
     const Graph *graph = job->model->graph;
     int64_t outputs = shape_size(graph->nodes[graph->logits].shape);
     pass->logits = pass_stream(pass,
-                              &(OutputVar){"logits", DT_F32, 2, {"sample", "category"}, {pass->shard.total, outputs},
-                                           "output of the network before any softmax", NULL, job_coordinates(job, true)},
-                              (size_t)outputs * sizeof(float), 0, pass->shard.total);
+                               &(OutputVar){"logits",
+                                            DT_F32,
+                                            2,
+                                            {"sample", "category"},
+                                            {pass->shard.total, outputs},
+                                            "output of the network before any softmax",
+                                            NULL,
+                                            job_coordinates(job, true)},
+                               (size_t)outputs * sizeof(float), 0, pass->shard.total);
     pass->prediction = pass_stream(pass,
-                                  &(OutputVar){"prediction", DT_I32, 1, {"sample"}, {pass->shard.total},
-                                               outputs == 1 ? "predicted category, 1 where the logit is positive"
-                                                            : "predicted category, the largest logit's",
-                                               NULL, NULL},
-                                  sizeof(int32_t), 0, pass->shard.total);
+                                   &(OutputVar){"prediction",
+                                                DT_I32,
+                                                1,
+                                                {"sample"},
+                                                {pass->shard.total},
+                                                outputs == 1 ? "predicted category, 1 where the logit is positive"
+                                                             : "predicted category, the largest logit's",
+                                                NULL,
+                                                NULL},
+                                   sizeof(int32_t), 0, pass->shard.total);
     job_put_flags(job, pass->prediction->var);
     pass->layers = layers;
     for (int i = 0; i < layers->count; i++)
@@ -141,7 +156,8 @@ static Layers layers_of(Job *job) {
                 die_usage("--embed: %s is asked for twice", list->items[i]);
         int64_t width = shape_size(graph->nodes[node].shape);
         if (job->options->pca_given && job->options->pca > width)
-            die_usage("--pca %d: layer %s is only %lld wide", job->options->pca, graph->nodes[node].name, (long long)width);
+            die_usage("--pca %d: layer %s is only %lld wide", job->options->pca, graph->nodes[node].name,
+                      (long long)width);
         if (job->options->tsne_given && job->options->tsne > width && strcmp(job->options->init, "pca") == 0)
             die_usage("--tsne %d: layer %s is only %lld wide, too narrow for a PCA start; give --init random",
                       job->options->tsne, graph->nodes[node].name, (long long)width);
@@ -152,7 +168,8 @@ static Layers layers_of(Job *job) {
     }
     comm_max_int64(&most_samples, 1);
     if ((double)bytes * (double)most_samples > (double)dev_available() / comm_local_size())
-        die("--embed: the features need %.1f GiB a rank, and %.1f GiB are free; use more ranks, or embed fewer layers a run",
+        die("--embed: the features need %.1f GiB a rank, and %.1f GiB are free; use more ranks, or embed fewer layers "
+            "a run",
             (double)bytes * (double)most_samples / (1 << 30), (double)dev_available() / comm_local_size() / (1 << 30));
     for (int i = 0; i < layers.count; i++)
         layers.features[i].rows = dev_alloc((size_t)job->shard.count * layers.features[i].width * sizeof(float));
@@ -175,9 +192,15 @@ static void write_filters(Job *job) {
         for (int d = 0; d < 4; d++)
             snprintf(dims[d], sizeof dims[d], "%s_%s", name, suffix[d]);
         const ConvShape *w = &node->window;
-        int id = output_var(job->output, &(OutputVar){variable, DT_F32, 4, {dims[0], dims[1], dims[2], dims[3]},
-                                                      {w->out_channels, w->in_channels, w->kernel_height, w->kernel_width},
-                                                      what, NULL, NULL});
+        int id =
+            output_var(job->output, &(OutputVar){variable,
+                                                 DT_F32,
+                                                 4,
+                                                 {dims[0], dims[1], dims[2], dims[3]},
+                                                 {w->out_channels, w->in_channels, w->kernel_height, w->kernel_width},
+                                                 what,
+                                                 NULL,
+                                                 NULL});
         output_whole(job->output, id, node->weight);
     }
 }
@@ -200,7 +223,8 @@ static const char *maps_kept(const Job *job, const Method *methods, int count) {
 }
 
 /* What the first pass is asked for. Every rank comes to the same; nothing is computed yet. */
-static Pass *first_pass(Arena *arena, Job *job, Layers *layers, const Method **methods, int *method_count, bool *chosen) {
+static Pass *first_pass(Arena *arena, Job *job, Layers *layers, const Method **methods, int *method_count,
+                        bool *chosen) {
     Method *found;
     *method_count = attribution_methods(&found, job);
     *methods = found;
@@ -230,8 +254,10 @@ static void chosen_pass(Arena *arena, Job *job, const float *logits, const Metho
     int64_t *positions = ARENA_ARRAY(arena, int64_t, count, "chosen samples");
     for (int64_t i = 0; i < count; i++)
         positions[i] = job->from + samples[i];
-    int id = output_var(job->output, &(OutputVar){"map_sample", DT_I64, 1, {"map_sample"}, {count},
-                                                  "position of the sample in the input file", NULL, NULL});
+    int id = output_var(
+        job->output,
+        &(OutputVar){
+            "map_sample", DT_I64, 1, {"map_sample"}, {count}, "position of the sample in the input file", NULL, NULL});
     output_whole(job->output, id, positions);
     want_maps(pass, methods, method_count, "map_sample");
     pass_run(pass, "attribution", NULL);

@@ -19,20 +19,18 @@ Graph *graph_new(Arena *arena, int capacity) {
     return graph;
 }
 
-int64_t shape_size(Shape shape) {
-    return (int64_t)shape.channels * shape.height * shape.width;
-}
+int64_t shape_size(Shape shape) { return (int64_t)shape.channels * shape.height * shape.width; }
 
-bool shape_is_spatial(Shape shape) {
-    return (int64_t)shape.height * shape.width > 1;
-}
+bool shape_is_spatial(Shape shape) { return (int64_t)shape.height * shape.width > 1; }
 
 static void check_size(const Node *node) {
     const Shape s = node->shape;
     bool sides = s.channels >= 1 && s.height >= 1 && s.width >= 1 && s.height <= SIDE_MAX && s.width <= SIDE_MAX;
     if (!sides || (int64_t)s.height * s.width > INT32_MAX / s.channels)
-        die("layer %s: an output of %d x %d x %d (channels, height, width) was found, expected at least 1 and less than "
-            "2^31 values in all: check the sizes in the model and of the images", node->name, s.channels, s.height, s.width);
+        die("layer %s: an output of %d x %d x %d (channels, height, width) was found, expected at least 1 and less "
+            "than "
+            "2^31 values in all: check the sizes in the model and of the images",
+            node->name, s.channels, s.height, s.width);
 }
 
 int graph_add(Graph *graph, Node node) {
@@ -56,23 +54,15 @@ int graph_find(const Graph *graph, const char *name) {
     return -1;
 }
 
-const char *graph_op_name(OpKind op) {
-    return graph_op(op)->name;
-}
+const char *graph_op_name(OpKind op) { return graph_op(op)->name; }
 
 /* ---- Input ------------------------------------------------------------------------------------------------------ */
 
-static void input_shape(Node *node, Shape in) {
-    (void)node, (void)in; /* given */
-}
+static void input_shape(Node *node, Shape in) { (void)node, (void)in; /* given */ }
 
-static void input_prepare(Step *step) {
-    step->layout = LAYOUT_PLAIN;
-}
+static void input_prepare(Step *step) { step->layout = LAYOUT_PLAIN; }
 
-static void input_release(Step *step) {
-    (void)step;
-}
+static void input_release(Step *step) { (void)step; }
 
 static void input_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     (void)step, (void)lane, (void)a; /* filled by the caller */
@@ -84,9 +74,7 @@ static void input_backward(const Step *step, Lane *lane, const BackwardArgs *a) 
 
 /* ---- Windows: convolution and max pooling ----------------------------------------------------------------------- */
 
-static bool within(int value, int least, int most) {
-    return value >= least && value <= most;
-}
+static bool within(int value, int least, int most) { return value >= least && value <= most; }
 
 static void window_shape(Node *node, Shape in, int out_channels) {
     ConvShape *w = &node->window;
@@ -95,13 +83,16 @@ static void window_shape(Node *node, Shape in, int out_channels) {
                  within(w->pad_top, 0, SIDE_MAX) && within(w->pad_bottom, 0, SIDE_MAX) &&
                  within(w->pad_left, 0, SIDE_MAX) && within(w->pad_right, 0, SIDE_MAX);
     if (!sides)
-        die("layer %s: a kernel of %d x %d with strides %d x %d and padding %d, %d, %d, %d was found, expected kernel and "
-            "strides of 1 to 2^20, padding of 0 to 2^20", node->name, w->kernel_height, w->kernel_width, w->stride_height,
-            w->stride_width, w->pad_top, w->pad_left, w->pad_bottom, w->pad_right);
+        die("layer %s: a kernel of %d x %d with strides %d x %d and padding %d, %d, %d, %d was found, expected kernel "
+            "and "
+            "strides of 1 to 2^20, padding of 0 to 2^20",
+            node->name, w->kernel_height, w->kernel_width, w->stride_height, w->stride_width, w->pad_top, w->pad_left,
+            w->pad_bottom, w->pad_right);
     int height = in.height + w->pad_top + w->pad_bottom, width = in.width + w->pad_left + w->pad_right;
     if (w->kernel_height > height || w->kernel_width > width)
         die("layer %s: images are %d x %d there, padding included, expected at least the kernel's %d x %d: use larger "
-            "images", node->name, height, width, w->kernel_height, w->kernel_width);
+            "images",
+            node->name, height, width, w->kernel_height, w->kernel_width);
     w->in_channels = in.channels;
     w->in_height = in.height;
     w->in_width = in.width;
@@ -123,14 +114,13 @@ static void conv_shape(Node *node, Shape in) {
 
 static void conv_prepare(Step *step) {
     const Node *n = step->node;
-    KConv *conv = k_conv_new(&step->layout, step->in_layout, &n->window, step->batch, n->weight, n->bias, step->backward);
+    KConv *conv =
+        k_conv_new(&step->layout, step->in_layout, &n->window, step->batch, n->weight, n->bias, step->backward);
     step->kernel = conv;
     step->scratch_bytes = k_conv_scratch(conv);
 }
 
-static void conv_release(Step *step) {
-    k_conv_free(step->kernel);
-}
+static void conv_release(Step *step) { k_conv_free(step->kernel); }
 
 static void conv_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_conv_forward(lane, step->kernel, a->out, a->in, a->scratch);
@@ -145,8 +135,8 @@ static void max_pool_shape(Node *node, Shape in) {
     const ConvShape *w = &node->window;
     if (w->pad_top >= w->kernel_height || w->pad_bottom >= w->kernel_height || w->pad_left >= w->kernel_width ||
         w->pad_right >= w->kernel_width)
-        die("layer %s: padding as large as the kernel was found, expected less than %d x %d", node->name, w->kernel_height,
-            w->kernel_width);
+        die("layer %s: padding as large as the kernel was found, expected less than %d x %d", node->name,
+            w->kernel_height, w->kernel_width);
 }
 
 static void max_pool_prepare(Step *step) {
@@ -155,9 +145,7 @@ static void max_pool_prepare(Step *step) {
     step->saved_bytes = step->backward ? k_max_pool_saved(step->kernel) : 0;
 }
 
-static void max_pool_release(Step *step) {
-    k_max_pool_free(step->kernel);
-}
+static void max_pool_release(Step *step) { k_max_pool_free(step->kernel); }
 
 static void max_pool_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_max_pool_forward(lane, step->kernel, a->out, a->saved, a->in);
@@ -169,9 +157,7 @@ static void max_pool_backward(const Step *step, Lane *lane, const BackwardArgs *
 
 /* ---- Batch norm, relu, and both at once ------------------------------------------------------------------------- */
 
-static void same_shape(Node *node, Shape in) {
-    node->shape = in;
-}
+static void same_shape(Node *node, Shape in) { node->shape = in; }
 
 static void affine_prepare(Step *step) {
     const Shape s = step->node->shape;
@@ -181,9 +167,7 @@ static void affine_prepare(Step *step) {
                                 norm ? norm->bias : NULL, step->node->op == OP_RELU);
 }
 
-static void affine_release(Step *step) {
-    k_affine_free(step->kernel);
-}
+static void affine_release(Step *step) { k_affine_free(step->kernel); }
 
 static void affine_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_affine_forward(lane, step->kernel, a->out, a->in);
@@ -195,17 +179,11 @@ static void affine_backward(const Step *step, Lane *lane, const BackwardArgs *a)
 
 /* ---- Global average pooling ------------------------------------------------------------------------------------- */
 
-static void global_average_shape(Node *node, Shape in) {
-    node->shape = (Shape){in.channels, 1, 1};
-}
+static void global_average_shape(Node *node, Shape in) { node->shape = (Shape){in.channels, 1, 1}; }
 
-static void global_average_prepare(Step *step) {
-    step->layout = LAYOUT_PLAIN;
-}
+static void global_average_prepare(Step *step) { step->layout = LAYOUT_PLAIN; }
 
-static void global_average_release(Step *step) {
-    (void)step;
-}
+static void global_average_release(Step *step) { (void)step; }
 
 static void global_average_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     const Shape s = step->input->shape;
@@ -227,14 +205,12 @@ static void linear_shape(Node *node, Shape in) {
 static void linear_prepare(Step *step) {
     const Node *n = step->node;
     step->layout = LAYOUT_PLAIN;
-    step->kernel = k_linear_new(step->batch, (int)shape_size(step->input->shape), n->outputs, n->weight, n->bias,
-                                step->backward);
+    step->kernel =
+        k_linear_new(step->batch, (int)shape_size(step->input->shape), n->outputs, n->weight, n->bias, step->backward);
     step->scratch_bytes = k_linear_scratch(step->kernel);
 }
 
-static void linear_release(Step *step) {
-    k_linear_free(step->kernel);
-}
+static void linear_release(Step *step) { k_linear_free(step->kernel); }
 
 static void linear_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_linear_forward(lane, step->kernel, a->out, a->in, a->scratch);
@@ -247,11 +223,13 @@ static void linear_backward(const Step *step, Lane *lane, const BackwardArgs *a)
 /* ---- The table -------------------------------------------------------------------------------------------------- */
 
 static const Op ops[OP_COUNT] = {
-    [OP_INPUT] = {"Input", input_shape, false, false, false, input_prepare, input_release, input_forward, input_backward},
+    [OP_INPUT] = {"Input", input_shape, false, false, false, input_prepare, input_release, input_forward,
+                  input_backward},
     [OP_CONV] = {"Conv", conv_shape, false, false, false, conv_prepare, conv_release, conv_forward, conv_backward},
     [OP_BATCH_NORM] = {"BatchNormalization", same_shape, false, true, false, affine_prepare, affine_release,
                        affine_forward, affine_backward},
-    [OP_RELU] = {"Relu", same_shape, false, true, true, affine_prepare, affine_release, affine_forward, affine_backward},
+    [OP_RELU] = {"Relu", same_shape, false, true, true, affine_prepare, affine_release, affine_forward,
+                 affine_backward},
     [OP_MAX_POOL] = {"MaxPool", max_pool_shape, false, false, false, max_pool_prepare, max_pool_release,
                      max_pool_forward, max_pool_backward},
     [OP_GLOBAL_AVERAGE_POOL] = {"GlobalAveragePool", global_average_shape, false, false, false, global_average_prepare,
@@ -260,6 +238,4 @@ static const Op ops[OP_COUNT] = {
                    linear_backward},
 };
 
-const Op *graph_op(OpKind kind) {
-    return &ops[kind];
-}
+const Op *graph_op(OpKind kind) { return &ops[kind]; }

@@ -14,15 +14,24 @@ typedef struct {
     int channels, height, width; /* of one sample; a vector of K units is (K, 1, 1) */
 } Shape;
 
-typedef enum { OP_INPUT, OP_CONV, OP_BATCH_NORM, OP_RELU, OP_MAX_POOL, OP_GLOBAL_AVERAGE_POOL, OP_LINEAR, OP_COUNT } OpKind;
+typedef enum {
+    OP_INPUT,
+    OP_CONV,
+    OP_BATCH_NORM,
+    OP_RELU,
+    OP_MAX_POOL,
+    OP_GLOBAL_AVERAGE_POOL,
+    OP_LINEAR,
+    OP_COUNT
+} OpKind;
 
 typedef struct {
     OpKind op;
-    const char *name;    /* module path, as conv1 or layer1.0.conv2; "input" for node 0 */
-    int input;           /* index of the node it reads, less than its own; -1 for OP_INPUT */
-    Shape shape;         /* of its output; set by graph_add, except for OP_INPUT, where it is given */
-    ConvShape window;    /* OP_CONV, OP_MAX_POOL: kernel, stride, pad given (and out_channels for OP_CONV), the rest set */
-    int outputs;         /* OP_LINEAR: given */
+    const char *name; /* module path, as conv1 or layer1.0.conv2; "input" for node 0 */
+    int input;        /* index of the node it reads, less than its own; -1 for OP_INPUT */
+    Shape shape;      /* of its output; set by graph_add, except for OP_INPUT, where it is given */
+    ConvShape window; /* OP_CONV, OP_MAX_POOL: kernel, stride, pad given (and out_channels for OP_CONV), the rest set */
+    int outputs;      /* OP_LINEAR: given */
     const float *weight; /* host, kept by the caller. OP_CONV (out, in, kh, kw), OP_LINEAR (outputs, inputs),
                             OP_BATCH_NORM: scale (C) */
     const float *bias;   /* OP_CONV (out) or NULL, OP_LINEAR (outputs) or NULL, OP_BATCH_NORM: shift (C) */
@@ -50,8 +59,8 @@ bool shape_is_spatial(Shape shape);                   /* H * W > 1 */
  * wanted. Asking for more never changes another result. */
 typedef struct Plan Plan;
 Plan *graph_plan(Arena *arena, const Graph *graph, int batch, const bool *want_value, const bool *want_gradient);
-void graph_plan_free(Plan *plan);              /* the prepared kernels; the rest lies in the arena */
-size_t graph_lane_bytes(const Plan *plan);     /* device memory a lane needs for lane_new */
+void graph_plan_free(Plan *plan);          /* the prepared kernels; the rest lies in the arena */
+size_t graph_lane_bytes(const Plan *plan); /* device memory a lane needs for lane_new */
 
 /* Device, in the lane's memory, plain (B, C, H, W); the caller fills it before graph_forward, and results of the batch
  * before stay valid while it does. */

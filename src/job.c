@@ -35,7 +35,8 @@ static void transform_constants(Job *job, const List *list, const char *option, 
     for (int c = 0; c < 16; c++) {
         const char *text = list->items[c < list->count ? c : list->count - 1];
         if (!parse_double(text, &values[c]) || (values == job->transform.std && values[c] <= 0))
-            die_usage("--%s %s: expected %s", option, text, values == job->transform.std ? "positive numbers" : "numbers");
+            die_usage("--%s %s: expected %s", option, text,
+                      values == job->transform.std ? "positive numbers" : "numbers");
     }
 }
 
@@ -94,8 +95,8 @@ static int32_t *read_categories(Job *job, Dataset *vector, int64_t least) {
     dataset_to_int64(wide, raw, vector->dtype, count, vector, first);
     for (int64_t i = 0; i < count; i++) {
         if (wide[i] < least || wide[i] >= limit)
-            die("%s: sample %lld has %lld, expected %lld to %lld", vector->spec, (long long)(first + i), (long long)wide[i],
-                (long long)least, (long long)limit - 1);
+            die("%s: sample %lld has %lld, expected %lld to %lld", vector->spec, (long long)(first + i),
+                (long long)wide[i], (long long)least, (long long)limit - 1);
         narrow[i] = (int32_t)wide[i];
     }
     arena_free(scratch);
@@ -113,7 +114,8 @@ static void open_data(Job *job) {
     if (job->input && job->input->rank < 2)
         die("%s: an array of %d dimension, expected a matrix (N, D)", o->input, job->input->rank);
     if (job->input && (dataset_row_size(job->input) < 1 || dataset_row_size(job->input) > INT32_MAX / 8))
-        die("%s: rows of %lld values, expected 1 to %d", o->input, (long long)dataset_row_size(job->input), INT32_MAX / 8);
+        die("%s: rows of %lld values, expected 1 to %d", o->input, (long long)dataset_row_size(job->input),
+            INT32_MAX / 8);
     if (first->shape[0] < 1)
         die("%s: no samples", first->spec);
     if (job->images)
@@ -152,7 +154,8 @@ static void open_labels(Job *job) {
     const Dataset *data = job->input ? job->input : job->images;
     int64_t in_file = data->shape[0], found;
     if (o->category_names) {
-        job->category_names = dataset_names(job->arena, o->category_names, job->categories ? job->categories : -1, &found);
+        job->category_names =
+            dataset_names(job->arena, o->category_names, job->categories ? job->categories : -1, &found);
         job->categories = found;
     }
     if (o->sample_names)
@@ -224,8 +227,9 @@ static void put_globals(Job *job) {
     } texts[] = {
         {"title", job->model ? "What a trained network computes for a test set" : "Maps of a feature matrix"},
         {"Conventions", "CF-1.11, ACDD-1.3"},
-        {"summary", job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
-                               : "Principal components and exact t-SNE map, one row a sample"},
+        {"summary",
+         job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+                    : "Principal components and exact t-SNE map, one row a sample"},
         {"source", "cnnscope " CNNSCOPE_VERSION},
         {"version", CNNSCOPE_VERSION},
         {"model_sha256", job->model ? job->model->sha256 : ""},
@@ -289,8 +293,10 @@ void job_create_output(Job *job) {
     int64_t *position = ARENA_ARRAY(scratch, int64_t, s.count, "positions");
     for (int64_t i = 0; i < s.count; i++)
         position[i] = job->from + s.first + i;
-    int id = output_var(job->output, &(OutputVar){"sample", DT_I64, 1, {"sample"}, {s.total},
-                                                  "position of the sample in the input file", NULL, NULL});
+    int id = output_var(
+        job->output,
+        &(OutputVar){
+            "sample", DT_I64, 1, {"sample"}, {s.total}, "position of the sample in the input file", NULL, NULL});
     output_rows(job->output, id, s.first, s.count, position);
     arena_free(scratch);
 
@@ -310,8 +316,9 @@ void job_create_output(Job *job) {
                    {"prediction", "predicted category of the sample", job->predictions}};
     for (int i = 0; i < 2; i++)
         if (vectors[i].values) {
-            id = output_var(job->output, &(OutputVar){vectors[i].name, DT_I32, 1, {"sample"}, {s.total},
-                                                      vectors[i].long_name, NULL, NULL});
+            id = output_var(
+                job->output,
+                &(OutputVar){vectors[i].name, DT_I32, 1, {"sample"}, {s.total}, vectors[i].long_name, NULL, NULL});
             job_put_flags(job, id);
             output_rows(job->output, id, s.first, s.count, vectors[i].values);
         }
@@ -355,8 +362,13 @@ void job_images_nchw(const Job *job, void *images, const void *pixels, int64_t c
 
 OutputVar job_image_var(const Job *job, const char *samples, int64_t length) {
     const PixelTransform *t = &job->transform;
-    return (OutputVar){"image", (int)t->dtype, 4, {samples, "channel", "y", "x"},
-                       {length, t->channels, t->height, t->width}, "pixels as read", NULL,
+    return (OutputVar){"image",
+                       (int)t->dtype,
+                       4,
+                       {samples, "channel", "y", "x"},
+                       {length, t->channels, t->height, t->width},
+                       "pixels as read",
+                       NULL,
                        strcmp(samples, "sample") ? NULL : job_coordinates(job, false)};
 }
 
@@ -370,9 +382,9 @@ void job_finish_output(Job *job) {
     snprintf(text, sizeof text, "%s %s", date, o->command_line);
     const struct {
         const char *name, *value;
-    } texts[] = {{"history", text},           {"run_date", date},        {"run_command", o->command_line},
-                 {"run_host", host},          {"run_model", o->model},   {"run_images", o->images},
-                 {"run_input", o->input},     {"run_labels", o->labels}, {"run_predictions", o->predictions}};
+    } texts[] = {{"history", text},       {"run_date", date},        {"run_command", o->command_line},
+                 {"run_host", host},      {"run_model", o->model},   {"run_images", o->images},
+                 {"run_input", o->input}, {"run_labels", o->labels}, {"run_predictions", o->predictions}};
     comm_broadcast(text, sizeof text); /* attributes are collective: every rank writes rank 0's */
     comm_broadcast(date, sizeof date);
     comm_broadcast(host, sizeof host);

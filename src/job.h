@@ -11,18 +11,19 @@
 typedef struct {
     Arena *arena; /* of all below */
     Options *options;
-    Model *model;    /* NULL for `embed` */
-    Dataset *images; /* NULL when not given (`embed`) */
-    Dataset *input;  /* NULL but for `embed` */
+    Model *model;             /* NULL for `embed` */
+    Dataset *images;          /* NULL when not given (`embed`) */
+    Dataset *input;           /* NULL but for `embed` */
     PixelTransform transform; /* of the images */
-    int64_t from;    /* file position of the job's sample 0 */
+    int64_t from;             /* file position of the job's sample 0 */
     Shard shard;
-    int32_t *labels;      /* (shard.count), -1 = none; NULL without --labels */
-    int32_t *predictions; /* (shard.count), by the network or --predictions; NULL when there are neither */
-    int64_t categories;   /* outputs of the network, or names given, or labels seen; one output counts as two */
+    int32_t *labels;       /* (shard.count), -1 = none; NULL without --labels */
+    int32_t *predictions;  /* (shard.count), by the network or --predictions; NULL when there are neither */
+    int64_t categories;    /* outputs of the network, or names given, or labels seen; one output counts as two */
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
-    char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65], init_sha256[65]; /* "" = none */
+    char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65],
+        init_sha256[65]; /* "" = none */
     Output *output;
 } Job;
 

@@ -8,9 +8,7 @@
 #include "progress.h"
 #include "stages.h"
 
-static void device_failed(const char *message) {
-    die("%s", message);
-}
+static void device_failed(const char *message) { die("%s", message); }
 
 /* Every rank uses the same instructions and library cores, so that every rank's bits are the same. */
 static void start_device(Options *options) {
@@ -25,8 +23,8 @@ static void start_device(Options *options) {
         strncpy(core, dev_core(), sizeof core - 1);
         comm_broadcast(core, sizeof core);
         if (strcmp(core, dev_core()) != 0)
-            die("this rank's libraries run as %s, rank 0's as %s: results would differ; use nodes of one kind", dev_core(),
-                core);
+            die("this rank's libraries run as %s, rank 0's as %s: results would differ; use nodes of one kind",
+                dev_core(), core);
     }
     comm_all_ok();
 }

@@ -18,7 +18,7 @@ Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int wid
     Matrix to = {.name = from->name, .shard = shard, .width = width};
     Arena *arena = arena_new();
     float *all = ARENA_ARRAY(arena, float, from->shard.count * from->width, "features");
-    float *some = ARENA_ARRAY(arena, float, shard.count * width, "features");
+    float *some = ARENA_ARRAY(arena, float, shard.count *width, "features");
     dev_download(all, from->rows, (size_t)from->shard.count * from->width * sizeof(float));
     for (int64_t i = 0; i < shard.count; i++)
         memcpy(some + i * width, all + (keep ? keep[i] : i) * from->width, (size_t)width * sizeof(float));
@@ -56,7 +56,8 @@ static void copy_images(Job *job) {
     OutputVar var = job_image_var(job, "sample", job->shard.total);
     int id = output_var(job->output, &var);
     Arena *scratch = arena_new();
-    void *pixels = arena_alloc(scratch, (uint64_t)step, in, "images"), *images = arena_alloc(scratch, (uint64_t)step, out, "images");
+    void *pixels = arena_alloc(scratch, (uint64_t)step, in, "images"),
+         *images = arena_alloc(scratch, (uint64_t)step, out, "images");
     comm_max_int64(&most, 1);
     for (int64_t i = 0; i < most; i += step) {
         int64_t n = job->shard.count - i < step ? job->shard.count - i : step;
@@ -77,8 +78,8 @@ Layers matrix_read(Job *job) {
         if (o->pca_given && o->pca > width)
             die_usage("--pca %d: %s is only %lld wide", o->pca, o->input, (long long)width);
         if (o->tsne_given && o->tsne > width && strcmp(o->init, "pca") == 0)
-            die_usage("--tsne %d: %s is only %lld wide, too narrow for a PCA start; give --init random", o->tsne, o->input,
-                      (long long)width);
+            die_usage("--tsne %d: %s is only %lld wide, too narrow for a PCA start; give --init random", o->tsne,
+                      o->input, (long long)width);
     }
     comm_all_ok();
     int *node = ARENA_ARRAY(job->arena, int, 1, "the matrix");
@@ -96,4 +97,3 @@ Layers matrix_read(Job *job) {
     progress_end("");
     return (Layers){.count = 1, .features = m, .nodes = node};
 }
-

@@ -56,7 +56,8 @@ static const Row table[] = {
     {"embed", KIND_LIST, FIELD(embed), "logits", 0, 0, COMMAND_RUN, true, "L[,L...]|all",
      "layers to map by PCA and t-SNE"},
     {"pca", KIND_INT, FIELD(pca), NULL, 0, 4096, BOTH, true, "K", "principal components kept; 0 = none; default 2"},
-    {"tsne", KIND_INT, FIELD(tsne), NULL, 0, 3, BOTH, true, "2|3|0", "dimensions of the t-SNE map; 0 = none; default 2"},
+    {"tsne", KIND_INT, FIELD(tsne), NULL, 0, 3, BOTH, true, "2|3|0",
+     "dimensions of the t-SNE map; 0 = none; default 2"},
     {"pre-pca", KIND_INT, FIELD(pre_pca), "50", 0, 4096, BOTH, true, "K",
      "before t-SNE, PCA to K dimensions where a layer is wider; 0 = never"},
     {"tsne-samples", KIND_TEXT, FIELD(tsne_samples_text), "all", 0, 0, BOTH, true, "N|all",
@@ -69,7 +70,8 @@ static const Row table[] = {
      "how many iterations those are"},
     {"learning-rate", KIND_TEXT, FIELD(learning_rate_text), "auto", 0, 0, BOTH, true, "R|auto",
      "auto = max(N / early exaggeration / 4, 50)"},
-    {"init", KIND_TEXT, FIELD(init), "pca", 0, 0, BOTH, true, "pca|random|FILE", "start of t-SNE; FILE: (N,2) or (N,3)"},
+    {"init", KIND_TEXT, FIELD(init), "pca", 0, 0, BOTH, true, "pca|random|FILE",
+     "start of t-SNE; FILE: (N,2) or (N,3)"},
     {"seed", KIND_INT64, FIELD(seed), "0", 0, 9e15, BOTH, true, "S", "of random starts and subsets"},
     {"attribution", KIND_LIST, FIELD(attribution), NULL, 0, 0, COMMAND_RUN, true, "M[:L][,...]",
      "saliency (default), gradcam, gradcam:LAYER, none"},
@@ -166,16 +168,11 @@ static void set(Options *options, const Row *row, const char *text) {
             die_usage("--%s: the value is empty", row->name);
         *(const char **)field = text;
         return;
-    case KIND_FLAG:
-        *(bool *)field = true;
-        return;
-    case KIND_LIST:
-        *(List *)field = split(row, text);
-        return;
+    case KIND_FLAG: *(bool *)field = true; return;
+    case KIND_LIST: *(List *)field = split(row, text); return;
     case KIND_INT:
     case KIND_INT64:
-    case KIND_DOUBLE:
-        break;
+    case KIND_DOUBLE: break;
     }
     if (is_number ? !parse_double(text, &number) : !parse_int64(text, &whole))
         die_usage("--%s %s: not a %snumber", row->name, text, is_number ? "" : "whole ");
@@ -255,7 +252,8 @@ void options_parse(Options *options, int argc, char **argv) {
     *options = (Options){.command = COMMAND_RUN, .pca = 2, .tsne = 2, .command_line = join(argc, argv)};
     struct option names[ROWS + 3] = {0};
     for (int i = 0; i < ROWS; i++) {
-        names[i] = (struct option){table[i].name, table[i].kind == KIND_FLAG ? no_argument : required_argument, NULL, i + 1};
+        names[i] =
+            (struct option){table[i].name, table[i].kind == KIND_FLAG ? no_argument : required_argument, NULL, i + 1};
         if (table[i].initial)
             set(options, &table[i], table[i].initial);
     }

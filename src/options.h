@@ -19,31 +19,32 @@ typedef struct {
 typedef struct {
     Command command;
 
-    const char *model, *images, *input, *labels, *predictions, *output; /* files and specs (dataset.h); NULL: not given */
+    const char *model, *images, *input, *labels, *predictions,
+        *output; /* files and specs (dataset.h); NULL: not given */
     const char *category_names, *sample_names;
     const char *layout; /* "NCHW" or "NHWC" */
     double scale;       /* 0: by the type of the pixels */
     List mean, std;
-    const char *samples; /* "N" or "A:B" */
+    const char *samples;              /* "N" or "A:B" */
     int64_t samples_from, samples_to; /* of `samples`; to = -1: all */
 
     List embed;
-    int pca, tsne;          /* dimensions; 0 = none. -1 (pca, not given): 2, and fewer where a layer is narrower */
+    int pca, tsne; /* dimensions; 0 = none. -1 (pca, not given): 2, and fewer where a layer is narrower */
     bool pca_given, tsne_given;
-    int pre_pca;            /* 0 = never */
+    int pre_pca; /* 0 = never */
     const char *tsne_samples_text;
-    int64_t tsne_samples;   /* -1: all */
+    int64_t tsne_samples; /* -1: all */
     double perplexity;
     int max_iter;
     double early_exaggeration;
     int exaggeration_iter;
     const char *learning_rate_text;
-    double learning_rate;   /* 0: auto */
-    const char *init;       /* "pca", "random" or a file */
+    double learning_rate; /* 0: auto */
+    const char *init;     /* "pca", "random" or a file */
     int64_t seed;
 
     List attribution, feature_maps, filters; /* count 0: not given */
-    const char *keep_maps;  /* "all", "chosen", "none"; NULL: by size */
+    const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */
     bool overwrite, quiet;

@@ -13,9 +13,9 @@ enum { OUTPUT_RANK = 5, OUTPUT_GLOBAL = -1, OUTPUT_CHAR = 1000 /* a type beside 
 typedef struct Output Output;
 
 typedef struct {
-    const char *name;  /* may hold '.', which becomes '_' */
-    int type;          /* DType (DT_F16 and DT_BF16 are kept as float32, DT_BOOL as uint8), or OUTPUT_CHAR */
-    int rank;          /* dimensions; 0 = scalar */
+    const char *name; /* may hold '.', which becomes '_' */
+    int type;         /* DType (DT_F16 and DT_BF16 are kept as float32, DT_BOOL as uint8), or OUTPUT_CHAR */
+    int rank;         /* dimensions; 0 = scalar */
     const char *dims[OUTPUT_RANK]; /* names; defined on first use with the length given, '.' becomes '_' */
     int64_t length[OUTPUT_RANK];
     const char *long_name, *units, *coordinates; /* attributes; NULL = none */

@@ -29,7 +29,8 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
     if (pass->stream_count == STREAMS_MAX)
         die_usage("more than %d variables are asked for in one pass", STREAMS_MAX);
     Stream *stream = &pass->streams[pass->stream_count++];
-    *stream = (Stream){.var = var ? output_var(pass->job->output, var) : -1, .row_bytes = row_bytes, .from = from, .to = to};
+    *stream =
+        (Stream){.var = var ? output_var(pass->job->output, var) : -1, .row_bytes = row_bytes, .from = from, .to = to};
     return stream;
 }
 
@@ -102,13 +103,16 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
     int64_t in_round = position - pass->shard.first - round * pass->round_samples;
     Lane *lane = w->lane;
 
-    k_input(lane, graph_input(pass->plan, lane), pass->pixels + (size_t)in_round * pixel_bytes, &job->transform, count, B);
+    k_input(lane, graph_input(pass->plan, lane), pass->pixels + (size_t)in_round * pixel_bytes, &job->transform, count,
+            B);
     graph_forward(pass->plan, lane);
     const float *logits = graph_value(pass->plan, lane, graph->logits);
     k_predict(lane, w->prediction, logits, B, outputs);
     if (pass->logits) {
-        lane_download(lane, stream_row(pass, pass->logits, round, position), logits, (size_t)count * pass->logits->row_bytes);
-        lane_download(lane, stream_row(pass, pass->prediction, round, position), w->prediction, (size_t)count * sizeof(int32_t));
+        lane_download(lane, stream_row(pass, pass->logits, round, position), logits,
+                      (size_t)count * pass->logits->row_bytes);
+        lane_download(lane, stream_row(pass, pass->prediction, round, position), w->prediction,
+                      (size_t)count * sizeof(int32_t));
     }
     for (int i = 0; pass->layers && i < pass->layers->count; i++) {
         Matrix *m = &pass->layers->features[i];
@@ -172,7 +176,8 @@ static void check_logits(const Pass *pass, int64_t round, int64_t from, int64_t 
     const float *logits = (const float *)stream_row(pass, pass->logits, round, from);
     for (int64_t i = 0; i < count * outputs; i++)
         if (!isfinite(logits[i]))
-            die("%s: the network's output for sample %lld is not finite; check --scale, --mean and --std, and the weights",
+            die("%s: the network's output for sample %lld is not finite; check --scale, --mean and --std, and the "
+                "weights",
                 job->options->images, (long long)(job->from + sample_at(pass, from + i / outputs)));
 }
 
@@ -192,7 +197,8 @@ void pass_run(Pass *pass, const char *name, float *all_logits) {
     pass_memory(pass);
     progress_begin(name, "samples", pass->shard.total);
     for (int64_t round = 0; round < pass->rounds; round++) {
-        int64_t from = pass->shard.first + round * pass->round_samples, left = pass->shard.first + pass->shard.count - from;
+        int64_t from = pass->shard.first + round * pass->round_samples,
+                left = pass->shard.first + pass->shard.count - from;
         int64_t count = left < 0 ? 0 : left < pass->round_samples ? left : pass->round_samples;
         if (!error_caught())
             read_round(pass, from, count);
@@ -215,4 +221,3 @@ void pass_run(Pass *pass, const char *name, float *all_logits) {
     progress_end("");
     pass_free(pass);
 }
-

@@ -28,7 +28,7 @@ typedef struct {
     const int64_t *samples; /* of this rank's positions, counted in the job; NULL: all of job->shard */
     int64_t round_samples, rounds;
 
-    char *pixels;             /* of a round, as read */
+    char *pixels; /* of a round, as read */
     Stream streams[STREAMS_MAX];
     int stream_count;
     Stream *image, *logits, *prediction; /* NULL: not asked for */
@@ -40,7 +40,7 @@ typedef struct {
     const Layers *layers; /* NULL: no features kept */
 
     bool want_value[1024], want_gradient[1024]; /* per node */
-    struct LaneWork *work; /* per lane */
+    struct LaneWork *work;                      /* per lane */
 } Pass;
 
 /* The samples of a pass: this rank's positions, and what they are (NULL: the samples of job->shard). */
@@ -49,8 +49,8 @@ Pass *pass_new(Arena *arena, Job *job, Shard shard, const int64_t *samples);
 /* Declares the variable, and a stream of rows for positions [from, to). Collective. */
 Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t from, int64_t to);
 
-/* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or NULL:
- * where the logits are kept as well. */
+/* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or
+ * NULL: where the logits are kept as well. */
 void pass_run(Pass *pass, const char *name, float *all_logits);
 
 #endif

@@ -13,10 +13,6 @@
 
 enum { FORMED_WIDTH_MOST = 1024, BITS_MOST = 22 };
 
-/* A column whose largest deviation is below this part of its largest value is constant: floats that differ, differ by
- * more, and the mean's own rounding is less. */
-static const double CONSTANT_BELOW = 0x1p-30;
-
 static void check_finite(const Matrix *x, double *most);
 static void find_center(double *center, const Matrix *x, Arena *scratch, const double *most);
 static void find_deviations(double *most, const Matrix *x, const double *device_center);
@@ -35,7 +31,7 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     Arena *scratch = arena_new();
     *result = (Pca){.components = K, .scores = {.name = x->name, .shard = x->shard, .width = K}};
     result->center = ARENA_ARRAY(arena, double, D, "PCA center");
-    result->axes = ARENA_ARRAY(arena, double, (uint64_t)K * (uint64_t)D, "PCA axes");
+    result->axes = ARENA_ARRAY(arena, double, (uint64_t)K *(uint64_t)D, "PCA axes");
     result->variance = ARENA_ARRAY(arena, double, K, "PCA variance");
     result->variance_ratio = ARENA_ARRAY(arena, double, K, "PCA variance");
 
@@ -47,8 +43,6 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     input.device_center = dev_alloc(column_bytes);
     dev_upload(input.device_center, result->center, column_bytes);
     find_deviations(most, x, input.device_center);
-    for (int c = 0; c < D; c++)
-        most[c] = most[c] < CONSTANT_BELOW * largest[c] ? 0 : most[c];
     scale_columns(scale, most, D);
     input.device_scale = dev_alloc(column_bytes);
     dev_upload(input.device_scale, scale, column_bytes);
@@ -104,6 +98,7 @@ static void find_deviations(double *most, const Matrix *x, const double *device_
     comm_max(most, x->width);
 }
 
+/* Exact before the division: so a constant column deviates by nothing. */
 static void find_center(double *center, const Matrix *x, Arena *scratch, const double *most) {
     const int D = x->width, bits = sum_bits(x->shard.total);
     double *scale = ARENA_ARRAY(scratch, double, D, "scales"), *on_device = dev_alloc((size_t)D * sizeof(double));

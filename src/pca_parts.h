@@ -7,10 +7,10 @@
 /* The matrix to analyse, and how its columns are brought to [-1, 1]. Host copies; device ones for the kernels. */
 typedef struct {
     const Matrix *x;
-    int bits;                  /* of each part of a number in products: k_covariance */
+    int bits;                   /* of each part of a number in products: k_covariance */
     const double *scale, *most; /* (D): powers of two; largest |x - center| */
     double *device_center, *device_scale;
-    void *scratch; /* k_covariance_scratch() */
+    void *scratch;           /* k_covariance_scratch() */
     double samples_less_one; /* N - 1, at least 1 */
 } PcaInput;
 

@@ -17,10 +17,10 @@ static const double RESIDUAL_MOST = 2e-7;
 
 /* Of the first rank. Vectors are rows of D numbers. */
 typedef struct {
-    int D, K, block, size; /* size: vectors in the basis */
-    double *basis, *image; /* (BASIS_BLOCKS * block, D): orthonormal, and times the covariance */
-    double *ritz, *ritz_image; /* (KEPT_BLOCKS * block, D): approximate eigenvectors */
-    double *residual;          /* (block, D) */
+    int D, K, block, size;                /* size: vectors in the basis */
+    double *basis, *image;                /* (BASIS_BLOCKS * block, D): orthonormal, and times the covariance */
+    double *ritz, *ritz_image;            /* (KEPT_BLOCKS * block, D): approximate eigenvectors */
+    double *residual;                     /* (block, D) */
     double *small, *coordinates, *values; /* (most, most), (most, most), (most) */
 } Solver;
 
@@ -38,8 +38,8 @@ void pca_wide(double *values, double *axes, const PcaInput *input, int K) {
     const int D = input->x->width, block = K + EXTRA;
     const bool solves = comm_rank() == 0;
     Arena *arena = arena_new();
-    double *vectors = ARENA_ARRAY(arena, double, (uint64_t)block * (uint64_t)D, "PCA vectors");
-    double *image = ARENA_ARRAY(arena, double, (uint64_t)block * (uint64_t)D, "PCA vectors");
+    double *vectors = ARENA_ARRAY(arena, double, (uint64_t)block *(uint64_t)D, "PCA vectors");
+    double *image = ARENA_ARRAY(arena, double, (uint64_t)block *(uint64_t)D, "PCA vectors");
     Solver solver = {.D = D};
     int count = 0, rounds = 0;
     if (solves) {
@@ -79,13 +79,13 @@ void pca_wide(double *values, double *axes, const PcaInput *input, int K) {
 static Solver solver_new(Arena *arena, int D, int K) {
     Solver s = {.D = D, .K = K, .block = K + EXTRA};
     const uint64_t most = (uint64_t)BASIS_BLOCKS * (uint64_t)s.block, kept = (uint64_t)KEPT_BLOCKS * (uint64_t)s.block;
-    s.basis = ARENA_ARRAY(arena, double, most * (uint64_t)D, "PCA basis");
-    s.image = ARENA_ARRAY(arena, double, most * (uint64_t)D, "PCA basis");
-    s.ritz = ARENA_ARRAY(arena, double, kept * (uint64_t)D, "PCA vectors");
-    s.ritz_image = ARENA_ARRAY(arena, double, kept * (uint64_t)D, "PCA vectors");
-    s.residual = ARENA_ARRAY(arena, double, (uint64_t)s.block * (uint64_t)D, "PCA residuals");
-    s.small = ARENA_ARRAY(arena, double, most * most, "PCA projection");
-    s.coordinates = ARENA_ARRAY(arena, double, most * most, "PCA projection");
+    s.basis = ARENA_ARRAY(arena, double, most *(uint64_t)D, "PCA basis");
+    s.image = ARENA_ARRAY(arena, double, most *(uint64_t)D, "PCA basis");
+    s.ritz = ARENA_ARRAY(arena, double, kept *(uint64_t)D, "PCA vectors");
+    s.ritz_image = ARENA_ARRAY(arena, double, kept *(uint64_t)D, "PCA vectors");
+    s.residual = ARENA_ARRAY(arena, double, (uint64_t)s.block *(uint64_t)D, "PCA residuals");
+    s.small = ARENA_ARRAY(arena, double, most *most, "PCA projection");
+    s.coordinates = ARENA_ARRAY(arena, double, most *most, "PCA projection");
     s.values = ARENA_ARRAY(arena, double, most, "PCA values");
     return s;
 }
@@ -99,7 +99,8 @@ static void multiply(double *image, const double *vectors, int count, const PcaI
     double *t = dev_alloc((size_t)x->shard.count * (size_t)count * sizeof *t);
     int64_t *high = dev_alloc(numbers * sizeof *high), *low = dev_alloc(numbers * sizeof *low);
     Arena *arena = arena_new();
-    double *sums = ARENA_ARRAY(arena, double, numbers, "products"), *scale = ARENA_ARRAY(arena, double, count, "scales");
+    double *sums = ARENA_ARRAY(arena, double, numbers, "products"),
+           *scale = ARENA_ARRAY(arena, double, count, "scales");
     for (int k = 0; k < count; k++)
         scale[k] = product_scale(input);
     dev_upload(axes, vectors, numbers * sizeof *axes);

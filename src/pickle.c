@@ -148,11 +148,8 @@ static Argument argument_read(Pickle *pickle, uint8_t op) {
     ArgumentKind kind = pickle_opcodes[op].argument;
     Argument argument = {.op = op};
     switch (kind) {
-    case NO_ARG:
-        break;
-    case F8:
-        take(pickle, 8);
-        break;
+    case NO_ARG: break;
+    case F8: take(pickle, 8); break;
     case LINE:
     case TWO_LINES:
         argument.data = take_line(pickle, &argument.length);

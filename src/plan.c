@@ -20,10 +20,10 @@ typedef struct {
 
 typedef struct {
     Step step;
-    int reads;                  /* node index; past a fused batch norm */
-    bool runs;                  /* in forward */
-    bool flows;                 /* backward runs from this node to the one it reads */
-    int value, plain, saved;    /* slots: value in its own layout; its NCHW copy (same slot if it is NCHW) */
+    int reads;                    /* node index; past a fused batch norm */
+    bool runs;                    /* in forward */
+    bool flows;                   /* backward runs from this node to the one it reads */
+    int value, plain, saved;      /* slots: value in its own layout; its NCHW copy (same slot if it is NCHW) */
     int gradient, plain_gradient; /* slots; only the ones needed */
     bool value_wanted, gradient_wanted;
 } Place;
@@ -34,8 +34,8 @@ struct Plan {
     Place *places; /* of each node */
     Slot *slots;
     int slot_count;
-    int scratch;   /* slot */
-    int lowest;    /* node at which backward stops, or NONE */
+    int scratch; /* slot */
+    int lowest;  /* node at which backward stops, or NONE */
     size_t lane_bytes;
 };
 
@@ -71,9 +71,7 @@ void graph_plan_free(Plan *plan) {
             graph_op(plan->graph->nodes[i].op)->release(&plan->places[i].step);
 }
 
-size_t graph_lane_bytes(const Plan *plan) {
-    return plan->lane_bytes;
-}
+size_t graph_lane_bytes(const Plan *plan) { return plan->lane_bytes; }
 
 /* ---- What has to run -------------------------------------------------------------------------------------------- */
 
@@ -145,16 +143,13 @@ static void prepare(Plan *plan) {
 
 /* ---- Slots ------------------------------------------------------------------------------------------------------ */
 
-static int the_end(const Plan *plan) {
-    return 2 * plan->graph->count + 1;
-}
+static int the_end(const Plan *plan) { return 2 * plan->graph->count + 1; }
 
-static int backward_time(const Plan *plan, int node) {
-    return 2 * plan->graph->count - node;
-}
+static int backward_time(const Plan *plan, int node) { return 2 * plan->graph->count - node; }
 
 static int new_slot(Plan *plan, size_t bytes, int from) {
-    plan->slots[plan->slot_count] = (Slot){.bytes = (bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN, .from = from, .to = from};
+    plan->slots[plan->slot_count] =
+        (Slot){.bytes = (bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN, .from = from, .to = from};
     return plan->slot_count++;
 }
 
@@ -295,9 +290,7 @@ static void *at(const Plan *plan, Lane *lane, int slot) {
     return slot == NONE ? NULL : (char *)lane_memory(lane) + plan->slots[slot].offset;
 }
 
-float *graph_input(const Plan *plan, Lane *lane) {
-    return at(plan, lane, plan->places[0].value);
-}
+float *graph_input(const Plan *plan, Lane *lane) { return at(plan, lane, plan->places[0].value); }
 
 void graph_forward(const Plan *plan, Lane *lane) {
     const Graph *g = plan->graph;
@@ -314,7 +307,8 @@ void graph_forward(const Plan *plan, Lane *lane) {
         op->forward(&p->step, lane, &args);
         const Shape s = g->nodes[i].shape;
         if (p->plain != NONE && p->plain != p->value)
-            k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.channels, s.height, s.width);
+            k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.channels, s.height,
+                       s.width);
     }
 }
 
@@ -337,7 +331,8 @@ void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
     const Graph *g = plan->graph;
     const Place *logits = &plan->places[g->logits];
     const Shape k = g->nodes[g->logits].shape;
-    k_to_plain(lane, at(plan, lane, logits->plain_gradient), seed, LAYOUT_PLAIN, plan->batch, k.channels, k.height, k.width);
+    k_to_plain(lane, at(plan, lane, logits->plain_gradient), seed, LAYOUT_PLAIN, plan->batch, k.channels, k.height,
+               k.width);
     complete_gradient(plan, lane, g->logits, true);
     for (int i = g->logits; i > plan->lowest; i--) {
         const Place *p = &plan->places[i];

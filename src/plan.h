@@ -13,8 +13,8 @@ typedef struct {
     Layout layout;     /* of the output */
     Layout in_layout;  /* of the input as this step reads it: PLAIN where the operation needs it so */
     int batch;
-    bool backward;     /* whether a gradient passes through */
-    void *kernel;      /* KConv, KAffine ... or NULL */
+    bool backward; /* whether a gradient passes through */
+    void *kernel;  /* KConv, KAffine ... or NULL */
     size_t scratch_bytes, saved_bytes;
 } Step;
 
@@ -33,12 +33,12 @@ typedef struct {
 } BackwardArgs;
 
 typedef struct {
-    const char *name;                         /* as in ONNX */
-    void (*shape)(Node *node, Shape in);      /* checks the node and sets its shape; dies when it does not fit */
-    bool plain_input;                         /* reads and differentiates NCHW only */
-    bool in_place;                            /* out may be in, and din may be dout */
-    bool keeps_output;                        /* backward reads out */
-    void (*prepare)(Step *step);              /* makes step->kernel, sets layout, scratch_bytes, saved_bytes */
+    const char *name;                    /* as in ONNX */
+    void (*shape)(Node *node, Shape in); /* checks the node and sets its shape; dies when it does not fit */
+    bool plain_input;                    /* reads and differentiates NCHW only */
+    bool in_place;                       /* out may be in, and din may be dout */
+    bool keeps_output;                   /* backward reads out */
+    void (*prepare)(Step *step);         /* makes step->kernel, sets layout, scratch_bytes, saved_bytes */
     void (*release)(Step *step);
     void (*forward)(const Step *step, Lane *lane, const ForwardArgs *args);
     void (*backward)(const Step *step, Lane *lane, const BackwardArgs *args);

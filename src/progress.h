@@ -10,7 +10,8 @@
 
 double progress_now(void); /* seconds, monotonic */
 void progress_quiet(bool quiet);
-void progress_begin(const char *stage, const char *unit, int64_t total); /* "forward", "samples"; total over all ranks */
+void progress_begin(const char *stage, const char *unit,
+                    int64_t total);               /* "forward", "samples"; total over all ranks */
 void progress_at(int64_t done, const char *note); /* note: "" or a short text behind the count, as "KL 1.62" */
 void progress_end(const char *note);
 

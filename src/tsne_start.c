@@ -11,8 +11,10 @@ static const double START_STD = 1e-4; /* of a PCA or random start, as scikit-lea
 
 /* ---- Counter-based random numbers, keyed on (seed, sample), never on rank ------------------------------------- */
 
-static uint64_t random_bits(uint64_t seed, uint64_t sample, uint64_t draw) { /* splitmix64 of the key, Steele et al. 2014 */
-    uint64_t z = seed * 0xd1342543de82ef95u + sample * 0x9e3779b97f4a7c15u + draw * 0xbf58476d1ce4e5b9u + 0x94d049bb133111ebu;
+static uint64_t random_bits(uint64_t seed, uint64_t sample,
+                            uint64_t draw) { /* splitmix64 of the key, Steele et al. 2014 */
+    uint64_t z =
+        seed * 0xd1342543de82ef95u + sample * 0x9e3779b97f4a7c15u + draw * 0xbf58476d1ce4e5b9u + 0x94d049bb133111ebu;
     for (int round = 0; round < 2; round++) {
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -94,11 +96,12 @@ static void start_from_file(float *start, Arena *arena, const Job *job, const in
     Dataset *file = dataset_open(arena, spec);
     int64_t in_file = file->shape[0], need = job->shard.total;
     if (file->rank != 2 || file->shape[1] != axes)
-        die("%s: not an array (N, %d), which --init FILE needs for --tsne %d", spec, axes, axes);
+        die("%s: an array of %d dimensions with rows of %lld, expected (N, %d) for --tsne %d", spec, file->rank,
+            (long long)dataset_row_size(file), axes, axes);
     if (in_file != need)
         die("%s: %lld rows, but %lld samples are mapped", spec, (long long)in_file, (long long)need);
     void *raw = arena_alloc(arena, (uint64_t)(in_file * axes), dtype_bytes(file->dtype), spec);
-    float *rows = ARENA_ARRAY(arena, float, in_file * axes, spec);
+    float *rows = ARENA_ARRAY(arena, float, in_file *axes, spec);
     dataset_read(file, raw, 0, in_file);
     dataset_to_float(rows, raw, file->dtype, in_file * axes);
     for (int64_t i = 0; i < n; i++)
@@ -106,15 +109,15 @@ static void start_from_file(float *start, Arena *arena, const Job *job, const in
     dataset_close(file);
 }
 
-float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data, const int64_t *keep,
-                  Shard shard) {
+float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data,
+                  const int64_t *keep, Shard shard) {
     const Options *o = job->options;
     int axes = o->tsne;
     int64_t n = shard.total, *mine = ARENA_ARRAY(arena, int64_t, shard.count, "positions");
     for (int64_t i = 0; i < shard.count; i++)
         mine[i] = job->shard.first + (keep ? keep[i] : i);
     shard_gather(positions, mine, sizeof *mine, shard);
-    float *start = ARENA_ARRAY(arena, float, n * axes, "t-SNE start");
+    float *start = ARENA_ARRAY(arena, float, n *axes, "t-SNE start");
     for (int64_t i = 0; i < n; i++)
         for (int a = 0; a < axes; a++)
             start[i * axes + a] = (float)(START_STD * random_normal((uint64_t)o->seed,
@@ -122,8 +125,8 @@ float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p
     if (strcmp(o->init, "pca") == 0) {
         int columns = axes < p->components ? axes : p->components;
         Matrix scores = matrix_part(&p->scores, keep, shard, columns);
-        float *own = ARENA_ARRAY(arena, float, shard.count * columns, "scores");
-        float *all = ARENA_ARRAY(arena, float, n * columns, "scores");
+        float *own = ARENA_ARRAY(arena, float, shard.count *columns, "scores");
+        float *all = ARENA_ARRAY(arena, float, n *columns, "scores");
         dev_download(own, scores.rows, (size_t)(shard.count * columns) * sizeof(float));
         matrix_free(&scores);
         shard_gather(all, own, (size_t)columns * sizeof(float), shard);
@@ -139,4 +142,3 @@ float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p
     }
     return start;
 }
-

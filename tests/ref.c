@@ -3,18 +3,15 @@
 
 #include <string.h>
 
-static int64_t at(int b, int c, int y, int x, int C, int H, int W) {
-    return (((int64_t)b * C + c) * H + y) * W + x;
-}
+static int64_t at(int b, int c, int y, int x, int C, int H, int W) { return (((int64_t)b * C + c) * H + y) * W + x; }
 
-static bool inside(const ConvShape *s, int y, int x) {
-    return y >= 0 && y < s->in_height && x >= 0 && x < s->in_width;
-}
+static bool inside(const ConvShape *s, int y, int x) { return y >= 0 && y < s->in_height && x >= 0 && x < s->in_width; }
 
 /* Every (sample, output channel, output pixel, input channel, tap) of a convolution that lies inside, once. */
 typedef void (*Visit)(double *result, const double *given, int64_t in_at, int64_t out_at, double weight);
 
-static void each_product(double *result, const double *given, const float *weight, const ConvShape *s, int B, Visit visit) {
+static void each_product(double *result, const double *given, const float *weight, const ConvShape *s, int B,
+                         Visit visit) {
     for (int b = 0; b < B; b++)
         for (int k = 0; k < s->out_channels; k++)
             for (int y = 0; y < s->out_height; y++)
@@ -25,7 +22,8 @@ static void each_product(double *result, const double *given, const float *weigh
                                 int in_y = y * s->stride_height - s->pad_top + i;
                                 int in_x = x * s->stride_width - s->pad_left + j;
                                 if (inside(s, in_y, in_x))
-                                    visit(result, given, at(b, c, in_y, in_x, s->in_channels, s->in_height, s->in_width),
+                                    visit(result, given,
+                                          at(b, c, in_y, in_x, s->in_channels, s->in_height, s->in_width),
                                           at(b, k, y, x, s->out_channels, s->out_height, s->out_width),
                                           weight[at(k, c, i, j, s->in_channels, s->kernel_height, s->kernel_width)]);
                             }
@@ -39,9 +37,7 @@ static void add_backward(double *din, const double *dout, int64_t in_at, int64_t
     din[in_at] += weight * dout[out_at];
 }
 
-static void zero(double *values, int64_t count) {
-    memset(values, 0, (size_t)count * sizeof *values);
-}
+static void zero(double *values, int64_t count) { memset(values, 0, (size_t)count * sizeof *values); }
 
 void ref_conv(double *out, const double *in, const float *weight, const float *bias, const ConvShape *s, int B) {
     const int64_t pixels = (int64_t)s->out_height * s->out_width;
@@ -55,7 +51,8 @@ void ref_conv_backward(double *din, const double *dout, const float *weight, con
     each_product(din, dout, weight, s, B, add_backward);
 }
 
-void ref_affine(double *out, const double *in, const float *scale, const float *shift, bool relu, int B, int C, int pixels) {
+void ref_affine(double *out, const double *in, const float *scale, const float *shift, bool relu, int B, int C,
+                int pixels) {
     for (int64_t i = 0; i < (int64_t)B * C * pixels; i++) {
         const int64_t c = i / pixels % C;
         const double y = scale ? in[i] * (double)scale[c] + (double)shift[c] : in[i];
@@ -63,8 +60,8 @@ void ref_affine(double *out, const double *in, const float *scale, const float *
     }
 }
 
-void ref_affine_backward(double *din, const double *dout, const double *out, const float *scale, bool relu, int B, int C,
-                         int pixels) {
+void ref_affine_backward(double *din, const double *dout, const double *out, const float *scale, bool relu, int B,
+                         int C, int pixels) {
     for (int64_t i = 0; i < (int64_t)B * C * pixels; i++) {
         const double g = relu && out[i] <= 0 ? 0 : dout[i];
         din[i] = scale ? g * (double)scale[i / pixels % C] : g;
@@ -148,7 +145,8 @@ void ref_node(double *out, const double *in, const Node *n, Shape s, int B) {
     }
 }
 
-void ref_node_backward(double *din, const double *dout, const double *out, const double *in, const Node *n, Shape s, int B) {
+void ref_node_backward(double *din, const double *dout, const double *out, const double *in, const Node *n, Shape s,
+                       int B) {
     const int pixels = s.height * s.width;
     switch (n->op) {
     case OP_CONV: ref_conv_backward(din, dout, n->weight, &n->window, B); break;
@@ -170,6 +168,7 @@ void ref_graph(double **values, const Graph *g, int B) {
 void ref_graph_backward(double **gradients, double *const *values, const Graph *g, int B) {
     for (int i = g->logits; i > 0; i = g->nodes[i].input) {
         const int from = g->nodes[i].input;
-        ref_node_backward(gradients[from], gradients[i], values[i], values[from], &g->nodes[i], g->nodes[from].shape, B);
+        ref_node_backward(gradients[from], gradients[i], values[i], values[from], &g->nodes[i], g->nodes[from].shape,
+                          B);
     }
 }

@@ -9,9 +9,10 @@ void ref_conv(double *out, const double *in, const float *weight, const float *b
 void ref_conv_backward(double *din, const double *dout, const float *weight, const ConvShape *s, int B);
 
 /* y = x * scale[c] + shift[c] (scale NULL: y = x), then max(y, 0) if relu. */
-void ref_affine(double *out, const double *in, const float *scale, const float *shift, bool relu, int B, int C, int pixels);
-void ref_affine_backward(double *din, const double *dout, const double *out, const float *scale, bool relu, int B, int C,
-                         int pixels);
+void ref_affine(double *out, const double *in, const float *scale, const float *shift, bool relu, int B, int C,
+                int pixels);
+void ref_affine_backward(double *din, const double *dout, const double *out, const float *scale, bool relu, int B,
+                         int C, int pixels);
 
 /* The first largest value of each window, in row-major order; padding takes no part. */
 void ref_max_pool(double *out, const double *in, const ConvShape *s, int B);

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE, _t_sne, trustworthiness
 
 from program import read, relative_error, run, succeed, values
 
-N, D = 420, 12
+N, D = 300, 12
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,24 @@ def test_kl_is_that_of_scikit_learn_s_p(tmp_path, matrix, axes):
     assert y.shape == (N, axes)
     assert result["input_tsne_kl"] == pytest.approx(kl_of(p, y), rel=1e-4)
     peer = TSNE(axes, perplexity=20, method="exact", init="pca").fit(x).embedding_
-    assert result["input_tsne_kl"] < kl_of(p, peer) + 0.03
+    # In 3-D, starts end in minima 0.13 apart here, scikit-learn's own as well.
+    assert result["input_tsne_kl"] < kl_of(p, peer) + (0.03 if axes == 2 else 0.2)
     assert trustworthiness(x, y) > trustworthiness(x, peer) - 0.01
 
 
-def test_start_from_a_file_and_first_iterations(tmp_path, matrix):
-    """One start, few iterations: the same trajectory as scikit-learn's exact method."""
+@pytest.mark.parametrize("axes", [2, 3])
+def test_start_from_a_file_and_first_iterations(tmp_path, matrix, axes):
+    """One start, few iterations: the same trajectory as scikit-learn's exact method. Differences grow tenfold every five
+    iterations from here on, in scikit-learn's own runs from starts 1e-7 apart too."""
     x, _ = matrix
-    start = np.random.default_rng(1).normal(0, 1e-4, (N, 2)).astype(np.float32)
+    start = np.random.default_rng(1).normal(0, 1e-4, (N, axes)).astype(np.float32)
     np.save(tmp_path / "start.npy", start)
-    result = embed(tmp_path, x, "--init", tmp_path / "start.npy", "--max-iter", 30)
+    result = embed(tmp_path, x, "--tsne", axes, "--init", tmp_path / "start.npy", "--max-iter", 10)
     p = squareform(affinities(x, 30), checks=False)
     expected, _, _ = _t_sne._gradient_descent(
-        _t_sne._kl_divergence, start.ravel().astype(np.float64), it=0, max_iter=30, momentum=0.5, n_iter_check=50,
-        learning_rate=max(N / 48, 50), args=[p * 12, 1, N, 2])
-    assert relative_error(result["input_tsne"], expected.reshape(N, 2)) < 1e-3
+        _t_sne._kl_divergence, start.ravel().astype(np.float64), it=0, max_iter=10, momentum=0.5, n_iter_check=50,
+        learning_rate=max(N / 12 / 4, 50), args=[p * 12, axes - 1, N, axes])
+    assert relative_error(result["input_tsne"], expected.reshape(N, axes)) < 1e-4
 
 
 def test_pca_start(tmp_path, matrix):
@@ -75,6 +78,15 @@ def test_pca_start(tmp_path, matrix):
     result = embed(tmp_path, x, "--max-iter", 1, "--learning-rate", 1e-12)
     scores = PCA(2, svd_solver="full").fit_transform(x.astype(np.float64))
     assert relative_error(result["input_tsne"], scores / scores[:, 0].std() * 1e-4) < 1e-4
+
+
+def test_random_start_belongs_to_the_sample(tmp_path, matrix):
+    """Keyed on seed and file position: the same in a part of the file, another with another seed."""
+    options = ("--init", "random", "--max-iter", 1, "--learning-rate", 1e-12, "--overwrite")
+    whole, part, other = (embed(tmp_path, matrix[0], *options, *more)["input_tsne"]
+                          for more in ((), ("--samples", "100:200"), ("--seed", 1)))
+    assert np.array_equal(part, whole[100:200]) and not np.array_equal(other, whole)
+    assert whole.std() == pytest.approx(1e-4, rel=0.1) and abs(whole.mean()) < 2e-5
 
 
 @pytest.mark.parametrize("shape, k", [((N, D), 4), ((30, 100), 5), ((9, 3), 3), ((60, 1), 1), ((600, 1500), 2)])
@@ -124,17 +136,17 @@ def test_what_is_carried_along(tmp_path, matrix):
     (tmp_path / "samples.txt").write_text("".join(f"sample {i}\n" for i in range(N)))
     result = embed(tmp_path, x, "--labels", f"{tmp_path}/labels.csv:class", "--images", tmp_path / "images.npy",
                    "--layout", "NHWC", "--predictions", tmp_path / "predictions.npy", "--category-names",
-                   tmp_path / "classes.txt", "--sample-names", tmp_path / "samples.txt", "--samples", "5:405",
+                   tmp_path / "classes.txt", "--sample-names", tmp_path / "samples.txt", "--samples", "5:285",
                    "--max-iter", 60)
-    part = slice(5, 405)
+    part = slice(5, 285)
     expected = np.where(np.arange(N) == 7, -1, y)[part]
-    assert np.array_equal(result["sample"], np.arange(5, 405))
+    assert np.array_equal(result["sample"], np.arange(5, 285))
     assert np.array_equal(result["label"], expected) and np.array_equal(result["prediction"], predictions[part])
     assert np.array_equal(result["image"], np.moveaxis(images[part], -1, 1))
     assert names(result["category_name"]) == ["red", "green apple", "bleu", "žlutý", "黒"]
-    assert names(result["sample_name"]) == [f"sample {i}" for i in range(5, 405)]
+    assert names(result["sample_name"]) == [f"sample {i}" for i in range(5, 285)]
     assert "logits" not in result and "input" not in result  # the matrix is not copied
-    assert result["input_tsne"].shape == (400, 2)
+    assert result["input_tsne"].shape == (280, 2)
 
 
 def names(characters: np.ndarray) -> list[str]:

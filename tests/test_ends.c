@@ -116,9 +116,9 @@ static void test_predict_and_seed(void **state) {
 static void test_saliency(void **state) {
     (void)state;
     enum { B = 3, C = 2, H = 1, W = 4 };
-    const float gradient[B * C * H * W] = {1,  -4, 2, 0,    0, 3, -5, 1,       /* |.| maximum 1 4 5 1 */
-                                           -2, 2,  2, -2,   1, 2, 0,  -1,      /* constant 2 */
-                                           0,  0,  0, 0,    0, 0, 0,  0};      /* constant 0 */
+    const float gradient[B * C * H * W] = {1,  -4, 2, 0,  0, 3, -5, 1,  /* |.| maximum 1 4 5 1 */
+                                           -2, 2,  2, -2, 1, 2, 0,  -1, /* constant 2 */
+                                           0,  0,  0, 0,  0, 0, 0,  0}; /* constant 0 */
     const float expected[B * H * W] = {0, 0.75f, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     float map[B * H * W], low[B], high[B];
     k_saliency(lane, map, low, high, gradient, B, C, H, W);
@@ -208,14 +208,10 @@ int main(void) {
     dev_limit_isa(dev_isa());
     lane = lane_new(64);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes_as_pytorch),
-        cmocka_unit_test(test_channels_and_normalisation),
-        cmocka_unit_test(test_every_type),
-        cmocka_unit_test(test_predict_and_seed),
-        cmocka_unit_test(test_saliency),
-        cmocka_unit_test(test_gradcam),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_bytes_as_pytorch), cmocka_unit_test(test_channels_and_normalisation),
+        cmocka_unit_test(test_every_type),       cmocka_unit_test(test_predict_and_seed),
+        cmocka_unit_test(test_saliency),         cmocka_unit_test(test_gradcam),
+        cmocka_unit_test(test_layouts),          cmocka_unit_test(test_memory),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     lane_free(lane);

@@ -45,7 +45,11 @@ static Graph *start(int channels, int height, int width) {
 
 static int add(Graph *g, OpKind op, ConvShape window, int outputs) {
     const Shape in = g->nodes[g->count - 1].shape;
-    Node n = {.op = op, .name = arena_printf(arena, "node%d", g->count), .input = g->count - 1, .window = window, .outputs = outputs};
+    Node n = {.op = op,
+              .name = arena_printf(arena, "node%d", g->count),
+              .input = g->count - 1,
+              .window = window,
+              .outputs = outputs};
     switch (op) {
     case OP_CONV:
         n.weight = numbers((int64_t)window.out_channels * in.channels * window.kernel_height * window.kernel_width);
@@ -65,21 +69,28 @@ static int add(Graph *g, OpKind op, ConvShape window, int outputs) {
 }
 
 static void conv(Graph *g, int out_channels, int kh, int kw, int stride) {
-    add(g, OP_CONV, (ConvShape){.out_channels = out_channels, .kernel_height = kh, .kernel_width = kw, .stride_height = stride,
-                                .stride_width = stride, .pad_top = kh / 2, .pad_left = kw / 2, .pad_bottom = kh / 2, .pad_right = kw / 2}, 0);
+    add(g, OP_CONV,
+        (ConvShape){.out_channels = out_channels,
+                    .kernel_height = kh,
+                    .kernel_width = kw,
+                    .stride_height = stride,
+                    .stride_width = stride,
+                    .pad_top = kh / 2,
+                    .pad_left = kw / 2,
+                    .pad_bottom = kh / 2,
+                    .pad_right = kw / 2},
+        0);
 }
 
-static void simple(Graph *g, OpKind op) {
-    add(g, op, (ConvShape){0}, 0);
-}
+static void simple(Graph *g, OpKind op) { add(g, op, (ConvShape){0}, 0); }
 
 static void max_pool(Graph *g, int kernel, int stride) {
-    add(g, OP_MAX_POOL, (ConvShape){.kernel_height = kernel, .kernel_width = kernel, .stride_height = stride, .stride_width = stride}, 0);
+    add(g, OP_MAX_POOL,
+        (ConvShape){.kernel_height = kernel, .kernel_width = kernel, .stride_height = stride, .stride_width = stride},
+        0);
 }
 
-static void linear(Graph *g, int outputs) {
-    add(g, OP_LINEAR, (ConvShape){0}, outputs);
-}
+static void linear(Graph *g, int outputs) { add(g, OP_LINEAR, (ConvShape){0}, outputs); }
 
 /* The notebook's CNN. */
 static Graph *notebook(int channels, int height, int width, int c1, int c2, int kh, int kw, int classes) {
@@ -142,22 +153,20 @@ typedef struct {
     float *values[NODES_MAX], *gradients[NODES_MAX]; /* (samples, shape) of what was wanted, else NULL */
 } Results;
 
-static int64_t size_of(const Graph *g, int node) {
-    return shape_size(g->nodes[node].shape);
-}
+static int64_t size_of(const Graph *g, int node) { return shape_size(g->nodes[node].shape); }
 
 static Results results_new(const Graph *g, const bool *want_value, const bool *want_gradient, int samples) {
     Results r = {{0}, {0}};
     for (int i = 0; i < g->count; i++) {
-        r.values[i] = want_value[i] ? ARENA_ARRAY(arena, float, samples * size_of(g, i), "values") : NULL;
-        r.gradients[i] = want_gradient[i] ? ARENA_ARRAY(arena, float, samples * size_of(g, i), "gradients") : NULL;
+        r.values[i] = want_value[i] ? ARENA_ARRAY(arena, float, samples *size_of(g, i), "values") : NULL;
+        r.gradients[i] = want_gradient[i] ? ARENA_ARRAY(arena, float, samples *size_of(g, i), "gradients") : NULL;
     }
     return r;
 }
 
 /* One batch, from sample `first`; results are read after the next batch's input has been filled. */
-static void run_batch(const Graph *g, const Plan *plan, Lane *lane, int batch, const float *x, const float *seed, Results *r,
-                      int first) {
+static void run_batch(const Graph *g, const Plan *plan, Lane *lane, int batch, const float *x, const float *seed,
+                      Results *r, int first) {
     memset(lane_memory(lane), 0xff, graph_lane_bytes(plan));
     const size_t bytes = (size_t)(batch * size_of(g, 0)) * sizeof(float);
     dev_upload(graph_input(plan, lane), x + first * size_of(g, 0), bytes);
@@ -175,8 +184,8 @@ static void run_batch(const Graph *g, const Plan *plan, Lane *lane, int batch, c
 }
 
 /* `samples`, a multiple of the batch, on `threads` lanes. */
-static Results run(const Graph *g, int batch, int samples, int threads, const bool *want_value, const bool *want_gradient,
-                   const float *x, const float *seed) {
+static Results run(const Graph *g, int batch, int samples, int threads, const bool *want_value,
+                   const bool *want_gradient, const float *x, const float *seed) {
     Results r = results_new(g, want_value, want_gradient, samples);
     Plan *plan = graph_plan(arena, g, batch, want_value, want_gradient);
     Lane *lanes[LANES];
@@ -194,10 +203,11 @@ static Results run(const Graph *g, int batch, int samples, int threads, const bo
 static const bool all[NODES_MAX] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 static const bool none[NODES_MAX] = {0};
 
-static void reference(const Graph *g, double **values, double **gradients, const float *x, const float *seed, int samples) {
+static void reference(const Graph *g, double **values, double **gradients, const float *x, const float *seed,
+                      int samples) {
     for (int i = 0; i < g->count; i++) {
-        values[i] = ARENA_ARRAY(arena, double, samples * size_of(g, i), "values");
-        gradients[i] = ARENA_ARRAY(arena, double, samples * size_of(g, i), "gradients");
+        values[i] = ARENA_ARRAY(arena, double, samples *size_of(g, i), "values");
+        gradients[i] = ARENA_ARRAY(arena, double, samples *size_of(g, i), "gradients");
     }
     for (int64_t i = 0; i < samples * size_of(g, 0); i++)
         values[0][i] = x[i];
@@ -242,7 +252,8 @@ static void test_finite_differences(void **state) {
     const double step = 1e-7;
     for (int which = 0; which < NETWORKS; which++) {
         Graph *g = make_network(which);
-        const float *x = numbers(size_of(g, 0)), *seed = numbers(size_of(g, g->logits)), *direction = numbers(size_of(g, 0));
+        const float *x = numbers(size_of(g, 0)), *seed = numbers(size_of(g, g->logits)),
+                    *direction = numbers(size_of(g, 0));
         double *values[NODES_MAX], *gradients[NODES_MAX];
         reference(g, values, gradients, x, seed, 1);
         double given = 0, measured = 0;
@@ -260,7 +271,8 @@ static void test_finite_differences(void **state) {
     }
 }
 
-static void check_same(int which, const Graph *g, const char *what, const Results *r, const Results *expected, int samples) {
+static void check_same(int which, const Graph *g, const char *what, const Results *r, const Results *expected,
+                       int samples) {
     for (int i = 0; i < g->count; i++) {
         const size_t bytes = (size_t)(samples * size_of(g, i)) * sizeof(float);
         if (r->values[i] && memcmp(r->values[i], expected->values[i], bytes) != 0)
@@ -306,11 +318,12 @@ static void test_batch_and_threads(void **state) {
         const Results one = run(g, 1, BATCH, 1, all, all, x, seed);
         const struct {
             int batch, samples, threads;
-        } cases[] = {{1, 33, 2}, {5, 30, 1}, {5, 30, 2}, {8, 32, 2}, {16, 32, 1}, {16, 32, 2}, {33, 33, 1}, {11, 33, 2}};
+        } cases[] = {{1, 33, 2},  {5, 30, 1},  {5, 30, 2},  {8, 32, 2},
+                     {16, 32, 1}, {16, 32, 2}, {33, 33, 1}, {11, 33, 2}};
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             Results r = run(g, cases[i].batch, cases[i].samples, cases[i].threads, all, all, x, seed);
-            check_same(which, g, arena_printf(arena, "batch %d, %d threads", cases[i].batch, cases[i].threads), &r, &one,
-                       cases[i].samples);
+            check_same(which, g, arena_printf(arena, "batch %d, %d threads", cases[i].batch, cases[i].threads), &r,
+                       &one, cases[i].samples);
         }
     }
 }
@@ -373,7 +386,8 @@ static void refused_node(Node node, const char *expected) {
 
 static void test_refused_nodes(void **state) {
     (void)state;
-    const ConvShape good = {.out_channels = 4, .kernel_height = 3, .kernel_width = 3, .stride_height = 1, .stride_width = 1};
+    const ConvShape good = {
+        .out_channels = 4, .kernel_height = 3, .kernel_width = 3, .stride_height = 1, .stride_width = 1};
     ConvShape w = good;
     w.kernel_width = 7;
     refused_node((Node){.op = OP_CONV, .window = w}, "expected at least the kernel's 3 x 7");

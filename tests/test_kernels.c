@@ -25,15 +25,19 @@ enum { BATCH = 33, THREADS = 3 };
 
 typedef struct {
     OpKind op;
-    bool relu; /* a batch norm with the relu behind it */
+    bool relu;   /* a batch norm with the relu behind it */
     ConvShape w; /* in_*, and for windows kernel, stride, pad, out_channels; OP_LINEAR: out_channels; the rest is set */
     double tolerance; /* of the largest value */
 } Case;
 
-#define WINDOW(ic, oc, h, w, kh, kw, sh, sw, t, l, b, r) {ic, oc, h, w, 0, 0, kh, kw, sh, sw, t, l, b, r}
-#define CONV(...) {OP_CONV, false, WINDOW(__VA_ARGS__), 2e-6}
-#define POOL(c, ...) {OP_MAX_POOL, false, WINDOW(c, c, __VA_ARGS__), 1e-6}
-#define SHAPED(op, relu, c, h, w, tolerance) {op, relu, WINDOW(c, c, h, w, 1, 1, 1, 1, 0, 0, 0, 0), tolerance}
+#define WINDOW(ic, oc, h, w, kh, kw, sh, sw, t, l, b, r)                                                               \
+    { ic, oc, h, w, 0, 0, kh, kw, sh, sw, t, l, b, r }
+#define CONV(...)                                                                                                      \
+    { OP_CONV, false, WINDOW(__VA_ARGS__), 2e-6 }
+#define POOL(c, ...)                                                                                                   \
+    { OP_MAX_POOL, false, WINDOW(c, c, __VA_ARGS__), 1e-6 }
+#define SHAPED(op, relu, c, h, w, tolerance)                                                                           \
+    { op, relu, WINDOW(c, c, h, w, 1, 1, 1, 1, 0, 0, 0, 0), tolerance }
 
 static const Case cases[] = {
     CONV(1, 16, 28, 28, 3, 3, 1, 1, 1, 1, 1, 1),
@@ -120,7 +124,8 @@ static Bench bench_new(const Case *c, bool whole) {
     Bench b = {.relu = c->relu, .tolerance = whole ? 0 : c->tolerance};
     ConvShape w = c->w;
     bool window = c->op == OP_CONV || c->op == OP_MAX_POOL;
-    w.out_height = window ? (w.in_height + w.pad_top + w.pad_bottom - w.kernel_height) / w.stride_height + 1 : w.in_height;
+    w.out_height =
+        window ? (w.in_height + w.pad_top + w.pad_bottom - w.kernel_height) / w.stride_height + 1 : w.in_height;
     w.out_width = window ? (w.in_width + w.pad_left + w.pad_right - w.kernel_width) / w.stride_width + 1 : w.in_width;
     bool vector = c->op == OP_GLOBAL_AVERAGE_POOL || c->op == OP_LINEAR;
     b.in = (Shape){w.in_channels, w.in_height, w.in_width};
@@ -133,10 +138,12 @@ static Bench bench_new(const Case *c, bool whole) {
     b.bias = numbers(w.out_channels, whole);
     b.x = numbers(BATCH * b.in_size, whole);
     b.dy = numbers(BATCH * b.out_size, whole);
-    b.node = (Node){.op = c->op, .input = 0, .window = w, .outputs = w.out_channels, .weight = b.weight, .bias = b.bias};
-    snprintf(b.name, sizeof b.name, "op %d relu %d, %d x %d x %d to %d, kernel %d x %d, stride %d x %d, pad %d %d %d %d",
-             (int)c->op, c->relu, w.in_channels, w.in_height, w.in_width, w.out_channels, w.kernel_height, w.kernel_width,
-             w.stride_height, w.stride_width, w.pad_top, w.pad_left, w.pad_bottom, w.pad_right);
+    b.node =
+        (Node){.op = c->op, .input = 0, .window = w, .outputs = w.out_channels, .weight = b.weight, .bias = b.bias};
+    snprintf(b.name, sizeof b.name,
+             "op %d relu %d, %d x %d x %d to %d, kernel %d x %d, stride %d x %d, pad %d %d %d %d", (int)c->op, c->relu,
+             w.in_channels, w.in_height, w.in_width, w.out_channels, w.kernel_height, w.kernel_width, w.stride_height,
+             w.stride_width, w.pad_top, w.pad_left, w.pad_bottom, w.pad_right);
     return b;
 }
 
@@ -195,9 +202,7 @@ static void fast_free(Fast *f) {
     }
 }
 
-static size_t round64(size_t bytes) {
-    return (bytes + 63) / 64 * 64;
-}
+static size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 static size_t value_bytes(Shape s, Layout layout, int batch) {
     return round64(k_value_bytes(layout, batch, s.channels, s.height, s.width));
@@ -326,9 +331,7 @@ static void test_reference_exact(void **state) {
     against_reference(true);
 }
 
-static bool is_linear(const Bench *b) {
-    return b->node.op != OP_RELU && b->node.op != OP_MAX_POOL && !b->relu;
-}
+static bool is_linear(const Bench *b) { return b->node.op != OP_RELU && b->node.op != OP_MAX_POOL && !b->relu; }
 
 /* <A x, y> = <x, A' y>, both by the fast kernels; A x is the output less that of zeros. */
 static void test_adjoint(void **state) {
@@ -390,8 +393,10 @@ static void test_batch_and_place(void **state) {
     for (int i = 0; i < CASES; i++)
         for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
             Bench b = bench_new(&cases[i], false);
-            float *y = need((size_t)(BATCH * b.out_size) * sizeof *y), *dx = need((size_t)(BATCH * b.in_size) * sizeof *dx);
-            float *y1 = need((size_t)(BATCH * b.out_size) * sizeof *y), *dx1 = need((size_t)(BATCH * b.in_size) * sizeof *dx);
+            float *y = need((size_t)(BATCH * b.out_size) * sizeof *y),
+                  *dx = need((size_t)(BATCH * b.in_size) * sizeof *dx);
+            float *y1 = need((size_t)(BATCH * b.out_size) * sizeof *y),
+                  *dx1 = need((size_t)(BATCH * b.in_size) * sizeof *dx);
             Fast one = fast_new(&b, (Layout)layout, 1);
             for (int s = 0; s < BATCH; s++)
                 fast_run(&one, y1 + s * b.out_size, dx1 + s * b.in_size, b.x + s * b.in_size, b.dy + s * b.out_size);
@@ -419,7 +424,8 @@ static void test_threads(void **state) {
         for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++) {
             Bench b = bench_new(&cases[i], false);
             const int64_t ins = SAMPLES * b.in_size, outs = SAMPLES * b.out_size;
-            float *y = need((size_t)(outs * (THREADS + 1)) * sizeof *y), *dx = need((size_t)(ins * (THREADS + 1)) * sizeof *dx);
+            float *y = need((size_t)(outs * (THREADS + 1)) * sizeof *y),
+                  *dx = need((size_t)(ins * (THREADS + 1)) * sizeof *dx);
             dev_start(0, 1);
             Fast f = fast_new(&b, (Layout)layout, SAMPLES);
             fast_run(&f, y, dx, b.x, b.dy);
@@ -504,14 +510,10 @@ static int run_at(int level) {
     dev_limit_isa(level);
     assert_int_equal(dev_isa(), level);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_reference_exact),
-        cmocka_unit_test(test_adjoint),
-        cmocka_unit_test(test_finite_differences),
-        cmocka_unit_test(test_batch_and_place),
-        cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_fused_pair),
-        cmocka_unit_test(test_max_pool_ties),
+        cmocka_unit_test(test_reference),       cmocka_unit_test(test_reference_exact),
+        cmocka_unit_test(test_adjoint),         cmocka_unit_test(test_finite_differences),
+        cmocka_unit_test(test_batch_and_place), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_fused_pair),      cmocka_unit_test(test_max_pool_ties),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

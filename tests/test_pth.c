@@ -76,32 +76,17 @@ static const char *type_name(DType dtype) {
 static void print_value(char text[40], const Tensor *tensor, int64_t i) {
     long long whole = 0;
     switch (tensor->dtype) {
-    case DT_F32:
-        snprintf(text, 40, "%.17g", (double)((const float *)tensor->data)[i]);
-        return;
-    case DT_F64:
-        snprintf(text, 40, "%.17g", ((const double *)tensor->data)[i]);
-        return;
+    case DT_F32: snprintf(text, 40, "%.17g", (double)((const float *)tensor->data)[i]); return;
+    case DT_F64: snprintf(text, 40, "%.17g", ((const double *)tensor->data)[i]); return;
     case DT_U8:
-    case DT_BOOL:
-        whole = ((const uint8_t *)tensor->data)[i];
-        break;
-    case DT_I8:
-        whole = ((const int8_t *)tensor->data)[i];
-        break;
+    case DT_BOOL: whole = ((const uint8_t *)tensor->data)[i]; break;
+    case DT_I8: whole = ((const int8_t *)tensor->data)[i]; break;
     case DT_I16:
     case DT_F16:
-    case DT_BF16:
-        whole = ((const int16_t *)tensor->data)[i];
-        break;
-    case DT_I32:
-        whole = ((const int32_t *)tensor->data)[i];
-        break;
-    case DT_I64:
-        whole = ((const int64_t *)tensor->data)[i];
-        break;
-    default:
-        fail_msg("type %d is not one a .pth has", tensor->dtype);
+    case DT_BF16: whole = ((const int16_t *)tensor->data)[i]; break;
+    case DT_I32: whole = ((const int32_t *)tensor->data)[i]; break;
+    case DT_I64: whole = ((const int64_t *)tensor->data)[i]; break;
+    default: fail_msg("type %d is not one a .pth has", tensor->dtype);
     }
     snprintf(text, 40, "%lld", whole);
 }

@@ -116,18 +116,16 @@ def descend(x: np.ndarray, start: np.ndarray, iterations: int, exaggerated: int,
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-@pytest.mark.parametrize("iterations, exaggerated, rate", [(1, 250, 50), (10, 250, 50), (20, 250, 50), (50, 250, 8),
-                                                           (50, 20, 8)])
+@pytest.mark.parametrize("iterations, exaggerated, rate", [(1, 250, 50), (10, 250, 50), (20, 250, 8), (50, 250, 2),
+                                                           (50, 20, 8), (50, 5, 8)])
 def test_first_iterations(tmp_path: Path, axes: int, iterations: int, exaggerated: int, rate: float) -> None:
-    """At the default rate of 50 a difference of 1e-7 grows by ten every three iterations, in scikit-learn itself; at 8,
-    50 iterations can be compared."""
+    """At the default rate of 50, and while P is exaggerated, a difference of 1e-7 soon grows by ten every few
+    iterations, in scikit-learn itself; at lower rates 50 iterations can be compared."""
     x, start = blobs(400, 8), random_start(400, axes)
     got = tsne(tmp_path, x, start, iterations=iterations, exaggerated=exaggerated, rate=rate)
     expected = descend(x, start, iterations, exaggerated, rate)
     assert got.iterations == iterations
-    error = np.abs(got.y - expected).max() / np.abs(expected).max()
-    print(f"error {error:.2g}")
-    assert error < 1e-3
+    assert np.abs(got.y - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_history_is_against_p(tmp_path: Path) -> None:
@@ -148,28 +146,37 @@ def test_divergence_falls(tmp_path: Path) -> None:
 
 
 def test_stops_without_progress(tmp_path: Path) -> None:
-    """Three points settle at once: scikit-learn's rule ends the second phase, never before its patience of 300."""
-    x = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
-    got = tsne(tmp_path, x, random_start(3, 2), perplexity=2, iterations=5000)
-    assert got.iterations < 5000 and got.iterations % 50 == 0
-    assert np.isfinite(got.y).all()
+    """At steps too large to settle: by the history, at the first check more than 300 iterations after the best one."""
+    x = blobs(30, 3)
+    got = tsne(tmp_path, x, random_start(30, 2), perplexity=8, iterations=5000, exaggerated=0, rate=2000)
+    checks = np.array(list(got.history))
+    kl = np.array(list(got.history.values()))
+    best = np.array([checks[: i + 1][kl[: i + 1].argmin()] for i in range(len(checks))])
+    assert checks[-1] - best[-1] > 300 and (checks[:-1] - best[:-1] <= 300).all()
+    assert got.iterations == checks[-1] + 1 < 5000
 
 
-def test_uniform_grid(tmp_path: Path) -> None:
-    """scikit-learn's test: neighbours on a 10 x 10 grid keep their spacing within 0.5 to 2 of the mean."""
+def test_stops_without_gradient(tmp_path: Path) -> None:
+    """All points in one place: nothing moves, and the first check of each phase ends it."""
+    got = tsne(tmp_path, blobs(40, 3), np.zeros((40, 2), np.float32), perplexity=8)
+    assert got.iterations == 100 and list(got.history) == [49, 99] and not got.y.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uniform_grid(tmp_path: Path, seed: int) -> None:
+    """scikit-learn's test: neighbours on a 10 x 10 grid keep their spacing within 0.5 to 2 of the mean, at the latest
+    when a second run goes on where the first ended."""
     x = np.array([(i, j) for i in np.linspace(0, 1, 10) for j in np.linspace(0, 1, 10)], np.float32)
-    for seed in range(3):
-        start = (1e-4 * np.random.default_rng(seed).standard_normal((100, 2))).astype(np.float32)
-        for y in (start, None):
-            y = tsne(tmp_path, x, start if y is not None else again, perplexity=50).y  # noqa: F821
-            again = y
-            spread = distances(y)
-            np.fill_diagonal(spread, np.inf)
-            nearest = np.sqrt(spread.min(1))
-            ratio = nearest / nearest.mean()
-            if y is again and 0.5 < ratio.min() and ratio.max() < 2:
-                break
-        assert 0.5 < ratio.min() and ratio.max() < 2
+    start = (1e-4 * np.random.default_rng(seed).standard_normal((100, 2))).astype(np.float32)
+    first = tsne(tmp_path, x, start, perplexity=50).y
+    assert any(is_even(y) for y in (first, tsne(tmp_path, x, first, perplexity=50).y))
+
+
+def is_even(y: np.ndarray) -> bool:
+    spread = distances(y)
+    np.fill_diagonal(spread, np.inf)
+    nearest = np.sqrt(spread.min(1))
+    return 0.5 < (nearest / nearest.mean()).min() and (nearest / nearest.mean()).max() < 2
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +229,17 @@ def test_degenerate(tmp_path: Path, name: str, x: np.ndarray, perplexity: float)
         assert np.isfinite(p.p).all() and np.isfinite(p.beta).all() and abs(p.sum - 1) < 1e-6
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_same_bits_at_every_level(tmp_path: Path, axes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX-512, AVX2 and no vectors, where the processor has them."""
+    x, start = blobs(550, 9), random_start(550, axes)
+    maps = []
+    for level in (3, 2, 0):
+        monkeypatch.setenv("ISA", str(level))
+        maps.append(tsne(tmp_path, x, start, 10, 60, exaggerated=20))
+    assert same(maps[0], maps[1]) and same(maps[0], maps[2])
+
+
 def test_scale_does_not_matter(tmp_path: Path) -> None:
     """By a power of two, to the last bit: squares of 2^100 would overflow, of 2^-100 vanish."""
     x, start = blobs(100, 5), random_start(100, 2)
@@ -232,7 +250,8 @@ def test_scale_does_not_matter(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     x, start = save(tmp_path / "x", blobs(20, 2)), save(tmp_path / "y", random_start(20, 2))
-    for perplexity, axes, word in ((20, 2, "perplexity"), (0.5, 2, "perplexity"), ("nan", 2, "perplexity"), (5, 4, "axes")):
+    for perplexity, axes, word in ((20, 2, "perplexity"), (0.5, 2, "perplexity"), ("nan", 2, "perplexity"),
+                                   (5, 4, "axes")):
         lines = drive("tsne", x, 10 if axes == 4 else 20, 2, perplexity, start, axes, 10, tmp_path / "map", ranks=2,
                       fails=True)
         assert len(lines) == 1 and word in lines[0], lines

@@ -4,7 +4,7 @@ pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 file(GLOB TEST_SOURCES CONFIGURE_DEPENDS tests/test_*.c)
 add_library(ref STATIC tests/ref.c)
 target_include_directories(ref PUBLIC tests PRIVATE src kernels)
-target_link_libraries(ref PUBLIC m)
+target_link_libraries(ref PUBLIC core m)
 
 set(RUN_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
     OMPI_MCA_btl=^openib CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
@@ -17,6 +17,10 @@ foreach(SOURCE ${TEST_SOURCES})
   add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
 endforeach()
+
+# Runs one stage on a matrix, for the Python tests that compare it with scikit-learn.
+add_executable(tsne_driver tests/tsne_driver.c)
+target_link_libraries(tsne_driver PRIVATE core)
 
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)

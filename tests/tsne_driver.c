@@ -1,12 +1,13 @@
-/* tsne_driver.c: t-SNE and PCA on raw float32 files, for tests that compare with scikit-learn (test_tsne.py, test_pca.py)
- * and between numbers of ranks.
+/* tsne_driver.c: t-SNE and PCA on raw float32 files, for tests that compare with scikit-learn (test_tsne.py,
+ * test_pca.py) and between numbers of ranks.
  *
  *     tsne_driver affinities X N D PERPLEXITY OUT   OUT: P (N, N) float32, then TSNE_ROW_BETA of each point (N), in the
  *                                                    order of the file; prints sum, dropped mass, entries
  *     tsne_driver gradient X N D PERPLEXITY Y A OUT  OUT: gradient (N, A) float64; prints KL
- *     tsne_driver tsne X N D PERPLEXITY START A ITERATIONS OUT [EXAGGERATION ITS]   OUT: map (N, A); prints KL and history
- *     tsne_driver pca X N D K OUT    OUT: float64 center, axes, variance, ratio; then float32 scores of all samples
- * THREADS (environment) is the number of threads. Ranks hold uneven shards, some empty. */
+ *     tsne_driver tsne X N D PERPLEXITY START A ITERATIONS OUT [EXAGGERATION ITS]   OUT: map (N, A); prints KL and
+ * history tsne_driver pca X N D K OUT    OUT: float64 center, axes, variance, ratio; then float32 scores of all samples
+ * From the environment: THREADS, and ISA, the level of instructions (dev_limit_isa). Ranks hold uneven shards, some
+ * empty. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,7 +82,7 @@ static void run_affinities(char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]);
     Affinities a = affinities_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D, 2, atof(argv[3]));
-    float *dense = ARENA_ARRAY(arena, float, N * N, "P"), *beta = ARENA_ARRAY(arena, float, N, "beta");
+    float *dense = ARENA_ARRAY(arena, float, N *N, "P"), *beta = ARENA_ARRAY(arena, float, N, "beta");
     double sum = 0, dropped = 0;
     int64_t entries = 0;
     for (int64_t b = 0; b < a.blocks; b++) {
@@ -107,8 +108,10 @@ static void run_gradient(char **argv) {
     size_t floats = (size_t)a.blocks * (size_t)A * 16;
     float *y = ARENA_ARRAY(arena, float, floats, "y"), *update = ARENA_ARRAY(arena, float, floats, "update");
     float *gains = ARENA_ARRAY(arena, float, floats, "gains");
-    double *attraction = ARENA_ARRAY(arena, double, floats, "attraction"), *cross = ARENA_ARRAY(arena, double, a.blocks, "c");
-    int64_t *repulsion = ARENA_ARRAY(arena, int64_t, floats, "repulsion"), *z = ARENA_ARRAY(arena, int64_t, a.blocks, "z");
+    double *attraction = ARENA_ARRAY(arena, double, floats, "attraction"),
+           *cross = ARENA_ARRAY(arena, double, a.blocks, "c");
+    int64_t *repulsion = ARENA_ARRAY(arena, int64_t, floats, "repulsion"),
+            *z = ARENA_ARRAY(arena, int64_t, a.blocks, "z");
     for (int64_t i = 0; i < N; i++)
         for (int d = 0; d < A; d++)
             y[i / 16 * A * 16 + d * 16 + i % 16] = start[i * A + d];
@@ -123,7 +126,7 @@ static void run_gradient(char **argv) {
             p_sum += a.sums[b].kept[l] / (2 * (double)N);
     }
     kl += log(z_sum) * p_sum;
-    double *gradient = ARENA_ARRAY(arena, double, N * A, "gradient");
+    double *gradient = ARENA_ARRAY(arena, double, N *A, "gradient");
     for (int64_t i = 0; i < N; i++)
         for (int d = 0; d < A; d++) {
             int64_t k = i / 16 * A * 16 + d * 16 + i % 16;
@@ -147,7 +150,10 @@ static void run_tsne(int argc, char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
     Matrix x = matrix_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D);
-    TsneOptions options = {.axes = A, .perplexity = atof(argv[3]), .max_iter = atoi(argv[6]), .early_exaggeration = 12,
+    TsneOptions options = {.axes = A,
+                           .perplexity = atof(argv[3]),
+                           .max_iter = atoi(argv[6]),
+                           .early_exaggeration = 12,
                            .exaggeration_iter = 250};
     if (argc > 8)
         options.exaggeration_iter = atoi(argv[8]);
@@ -175,7 +181,7 @@ static void run_pca(char **argv) {
     write_raw(argv[4], "ab", result.axes, (size_t)K * (size_t)D * 8);
     write_raw(argv[4], "ab", result.variance, (size_t)K * 8);
     write_raw(argv[4], "ab", result.variance_ratio, (size_t)K * 8);
-    float *scores = ARENA_ARRAY(arena, float, N * K, "scores");
+    float *scores = ARENA_ARRAY(arena, float, N *K, "scores");
     shard_gather(scores, result.scores.rows, (size_t)K * 4, result.scores.shard);
     write_raw(argv[4], "ab", scores, (size_t)(N * K) * 4);
     dev_free(x.rows);
@@ -185,6 +191,8 @@ static void run_pca(char **argv) {
 int main(int argc, char **argv) {
     comm_start(&argc, &argv);
     dev_start(0, getenv("THREADS") ? atoi(getenv("THREADS")) : 1);
+    if (getenv("ISA"))
+        dev_limit_isa(atoi(getenv("ISA")));
     arena = arena_new();
     if (argc > 6 && strcmp(argv[1], "affinities") == 0)
         run_affinities(argv + 2);

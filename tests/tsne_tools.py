@@ -72,11 +72,13 @@ def pca(folder: Path, x: np.ndarray, k: int, ranks: int = 1, threads: int = 1) -
     n, d = x.shape
     drive("pca", save(folder / "x", x), n, d, k, folder / "pca", ranks=ranks, threads=threads)
     data = (folder / "pca").read_bytes()
-    doubles, scores = np.frombuffer(data[: 8 * (d + k * d + 2 * k)]), np.frombuffer(data[8 * (d + k * d + 2 * k) :], np.float32)
+    end = 8 * (d + k * d + 2 * k)
+    doubles, scores = np.frombuffer(data[:end]), np.frombuffer(data[end:], np.float32)
     center, axes, variance, ratio = np.split(doubles, np.cumsum([d, k * d, k]))
     return Components(center, axes.reshape(k, d), variance, ratio, scores.reshape(n, k))
 
 
 def same(a: NamedTuple, b: NamedTuple) -> bool:
     """Bit by bit."""
-    return all(x == y if isinstance(x, dict) else np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(a, b))
+    return all(x == y if isinstance(x, dict) else np.asarray(x).tobytes() == np.asarray(y).tobytes()
+               for x, y in zip(a, b))

@@ -12,10 +12,12 @@ struct KAffine {
     float *scale, *shift; /* (blocks * width), or NULL both */
 };
 
-KAffine *k_affine_new(Layout layout, int batch, int C, int H, int W, const float *scale, const float *shift, bool relu) {
+KAffine *k_affine_new(Layout layout, int batch, int C, int H, int W, const float *scale, const float *shift,
+                      bool relu) {
     KAffine *affine = dev_alloc(sizeof *affine);
     const int width = cpu_width(layout), channels = cpu_rounded(C, width);
-    *affine = (KAffine){.width = width, .blocks = channels / width, .samples = batch, .pixels = (int64_t)H * W, .relu = relu};
+    *affine =
+        (KAffine){.width = width, .blocks = channels / width, .samples = batch, .pixels = (int64_t)H * W, .relu = relu};
     if (scale) {
         affine->scale = dev_alloc((size_t)channels * sizeof(float));
         affine->shift = dev_alloc((size_t)channels * sizeof(float));

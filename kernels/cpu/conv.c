@@ -69,9 +69,8 @@ void k_conv_free(KConv *conv) {
 
 static size_t converted_bytes(const KConv *conv, Layout layout) {
     const ConvShape *s = &conv->shape;
-    return layout == conv->in_layout
-               ? 0
-               : k_value_bytes(layout, conv->batch, s->in_channels, s->in_height, s->in_width);
+    return layout == conv->in_layout ? 0
+                                     : k_value_bytes(layout, conv->batch, s->in_channels, s->in_height, s->in_width);
 }
 
 size_t k_conv_scratch(const KConv *conv) {
@@ -114,7 +113,8 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     const dnnl_dims_t bias_dims = {s->out_channels};
     dnnl_memory_desc_t given_weight, any_weight, bias_desc;
     cpu_check(dnnl_memory_desc_init_by_tag(&given_weight, 4, weight_dims, dnnl_f32, dnnl_oihw), "a weight's shape");
-    cpu_check(dnnl_memory_desc_init_by_tag(&any_weight, 4, weight_dims, dnnl_f32, dnnl_format_tag_any), "a weight's shape");
+    cpu_check(dnnl_memory_desc_init_by_tag(&any_weight, 4, weight_dims, dnnl_f32, dnnl_format_tag_any),
+              "a weight's shape");
     cpu_check(dnnl_memory_desc_init_by_tag(&bias_desc, 1, bias_dims, dnnl_f32, dnnl_x), "a bias's shape");
 
     dnnl_memory_desc_t in = value_desc(conv->pass_layout, s->in_channels, s->in_height, s->in_width);
@@ -127,18 +127,21 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     dnnl_primitive_desc_t forward, backward_desc;
     cpu_check(dnnl_convolution_forward_desc_init(&operation, dnnl_forward_inference, dnnl_convolution_direct, &in,
                                                  &any_weight, bias ? &bias_desc : NULL, &out, strides, pad_before,
-                                                 pad_after), "a convolution");
+                                                 pad_after),
+              "a convolution");
     cpu_check(dnnl_primitive_desc_create(&forward, &operation, attributes, cpu_engine(), NULL), "a convolution");
     conv->forward.in = in;
     conv->forward.out = out;
     make_pass(&conv->forward, forward);
-    conv->forward.weight = in_order(dnnl_primitive_desc_query_md(forward, dnnl_query_weights_md, 0), &given_weight, weight);
+    conv->forward.weight =
+        in_order(dnnl_primitive_desc_query_md(forward, dnnl_query_weights_md, 0), &given_weight, weight);
     if (bias)
         conv->forward.bias = in_order(&bias_desc, &bias_desc, bias);
     if (backward) {
         in = value_desc(LAYOUT_BLOCKED, s->in_channels, s->in_height, s->in_width);
         cpu_check(dnnl_convolution_backward_data_desc_init(&operation, dnnl_convolution_direct, &in, &any_weight, &out,
-                                                           strides, pad_before, pad_after), "a convolution's gradient");
+                                                           strides, pad_before, pad_after),
+                  "a convolution's gradient");
         cpu_check(dnnl_primitive_desc_create(&backward_desc, &operation, attributes, cpu_engine(), forward),
                   "a convolution's gradient");
         conv->backward.in = in;
@@ -206,7 +209,8 @@ static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool bac
                                          {DNNL_ARG_BIAS, pass->bias}};
     for (int group = 0; group < cpu_rounded(conv->batch, CPU_GROUP) / CPU_GROUP; group++) {
         cpu_check(dnnl_memory_set_data_handle(in, image + (size_t)group * image_step), "dnnl_memory_set_data_handle");
-        cpu_check(dnnl_memory_set_data_handle(out, features + (size_t)group * feature_step), "dnnl_memory_set_data_handle");
+        cpu_check(dnnl_memory_set_data_handle(out, features + (size_t)group * feature_step),
+                  "dnnl_memory_set_data_handle");
         cpu_check(dnnl_primitive_execute(pass->primitive, cpu_stream(lane), pass->bias ? 5 : 4, arguments),
                   backward ? "a convolution's gradient" : "a convolution");
         cpu_check(dnnl_stream_wait(cpu_stream(lane)), "dnnl_stream_wait");
@@ -218,8 +222,9 @@ static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool bac
 }
 
 /* ---- The gradient of an image of few channels -------------------------------------------------------------------
- * din[c][y][x] = sum over k, i, j of weight[k][c][i][j] dout[k][(y + pad_top - i) / stride][(x + pad_left - j) / stride],
- * where these divide and lie inside. Vectors lie along k, a block of channels of dout, and are summed at the end. */
+ * din[c][y][x] = sum over k, i, j of weight[k][c][i][j] dout[k][(y + pad_top - i) / stride][(x + pad_left - j) /
+ * stride], where these divide and lie inside. Vectors lie along k, a block of channels of dout, and are summed at the
+ * end. */
 
 static void few_new(KConv *conv, const float *weight) {
     const ConvShape *s = &conv->shape;
@@ -285,7 +290,8 @@ static inline __attribute__((always_inline)) void add_block(float *din, const fl
     }
 }
 
-CPU_CLONES static void add_any_block(float *din, const float *dout, const float *weight, const ConvShape *s, int width) {
+CPU_CLONES static void add_any_block(float *din, const float *dout, const float *weight, const ConvShape *s,
+                                     int width) {
     switch (s->in_channels * 100 + width) {
     case 116: add_block(din, dout, weight, s, 1, 16); break;
     case 216: add_block(din, dout, weight, s, 2, 16); break;

@@ -18,8 +18,8 @@ int cpu_threads(void); /* given to dev_start */
 /* A blocked value is (groups of CPU_GROUP samples, ceil(C / width), H, W, width); a plain one is the same with width 1.
  * Channels added by rounding up hold zeros. The samples added hold anything. */
 enum { CPU_GROUP = 4, CPU_WIDTH_MAX = 16 };
-int cpu_width(Layout layout);                                     /* 1, or oneDNN's block at this level: 8 or 16 */
-int64_t cpu_sample_size(Layout layout, int C, int H, int W);      /* floats of one sample */
+int cpu_width(Layout layout);                                /* 1, or oneDNN's block at this level: 8 or 16 */
+int64_t cpu_sample_size(Layout layout, int C, int H, int W); /* floats of one sample */
 static inline int cpu_rounded(int count, int to) { return (count + to - 1) / to * to; }
 
 /* oneDNN: one engine per process, one stream per lane. Primitives are made and run with OpenMP set to one thread, so

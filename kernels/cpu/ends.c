@@ -1,7 +1,8 @@
 /* ends.c: into the network (pixels) and out of it (predictions, seeds, maps). All on plain values.
  *
  * A pixel is transformed in double and rounded once; 8-bit pixels through a table of their 256 values, per channel.
- * Maps are normalised by their own smallest and largest value, which are kept, so the raw map is x (high - low) + low. */
+ * Maps are normalised by their own smallest and largest value, which are kept, so the raw map is x (high - low) + low.
+ */
 #include <math.h>
 #include <string.h>
 

@@ -19,13 +19,9 @@ struct Lane {
 
 static dnnl_engine_t engine;
 
-static void make_engine(void) {
-    cpu_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "dnnl_engine_create");
-}
+static void make_engine(void) { cpu_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "dnnl_engine_create"); }
 
-int lane_count(void) {
-    return cpu_threads();
-}
+int lane_count(void) { return cpu_threads(); }
 
 Lane *lane_new(size_t memory_bytes) {
     Lane *lane = dev_alloc(sizeof *lane);
@@ -43,13 +39,9 @@ void lane_free(Lane *lane) {
     dev_free(lane);
 }
 
-void *lane_memory(Lane *lane) {
-    return lane->memory;
-}
+void *lane_memory(Lane *lane) { return lane->memory; }
 
-void lane_sync(Lane *lane) {
-    cpu_check(dnnl_stream_wait(lane->stream), "dnnl_stream_wait");
-}
+void lane_sync(Lane *lane) { cpu_check(dnnl_stream_wait(lane->stream), "dnnl_stream_wait"); }
 
 void lane_copy(Lane *lane, void *device_to, const void *device_from, size_t bytes) {
     (void)lane;
@@ -67,9 +59,7 @@ dnnl_engine_t cpu_engine(void) {
     return engine;
 }
 
-dnnl_stream_t cpu_stream(const Lane *lane) {
-    return lane->stream;
-}
+dnnl_stream_t cpu_stream(const Lane *lane) { return lane->stream; }
 
 int cpu_one_thread(void) {
     int threads = omp_get_max_threads();
@@ -77,9 +67,7 @@ int cpu_one_thread(void) {
     return threads;
 }
 
-void cpu_threads_back(int threads) {
-    omp_set_num_threads(threads);
-}
+void cpu_threads_back(int threads) { omp_set_num_threads(threads); }
 
 void cpu_check(dnnl_status_t status, const char *what) {
     if (status == dnnl_out_of_memory)
@@ -91,9 +79,7 @@ void cpu_check(dnnl_status_t status, const char *what) {
 
 /* ---- Layouts ---------------------------------------------------------------------------------------------------- */
 
-int cpu_width(Layout layout) {
-    return layout == LAYOUT_PLAIN ? 1 : dev_isa() >= 3 ? 16 : 8;
-}
+int cpu_width(Layout layout) { return layout == LAYOUT_PLAIN ? 1 : dev_isa() >= 3 ? 16 : 8; }
 
 int64_t cpu_sample_size(Layout layout, int C, int H, int W) {
     return (int64_t)cpu_rounded(C, cpu_width(layout)) * H * W;
@@ -113,7 +99,7 @@ void k_to_plain(Lane *lane, float *plain, const float *value, Layout layout, int
     }
     for (int b = 0; b < B; b++)
         for (int c = 0; c < C; c++) {
-            float *to = plain + ((int64_t)b * C + c) * pixels;                           /* (H, W) */
+            float *to = plain + ((int64_t)b * C + c) * pixels;                               /* (H, W) */
             const float *from = value + b * sample + c / width * width * pixels + c % width; /* (H, W, width) */
             for (int64_t p = 0; p < pixels; p++)
                 to[p] = from[p * width];
@@ -130,7 +116,7 @@ void k_from_plain(Lane *lane, float *value, Layout layout, const float *plain, i
     }
     for (int b = 0; b < B; b++)
         for (int c = 0; c < cpu_rounded(C, width); c++) {
-            const float *from = plain + ((int64_t)b * C + c) * pixels;             /* (H, W) */
+            const float *from = plain + ((int64_t)b * C + c) * pixels;               /* (H, W) */
             float *to = value + b * sample + c / width * width * pixels + c % width; /* (H, W, width) */
             for (int64_t p = 0; p < pixels; p++)
                 to[p * width] = c < C ? from[p] : 0;

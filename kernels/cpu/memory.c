@@ -36,9 +36,7 @@ void dev_start(int device, int threads) {
     omp_set_num_threads(thread_count);
 }
 
-void dev_on_failure(void (*fail)(const char *message)) {
-    failure = fail;
-}
+void dev_on_failure(void (*fail)(const char *message)) { failure = fail; }
 
 void cpu_fail(const char *format, ...) {
     char message[512];
@@ -52,9 +50,7 @@ void cpu_fail(const char *format, ...) {
     exit(1);
 }
 
-int cpu_threads(void) {
-    return thread_count;
-}
+int cpu_threads(void) { return thread_count; }
 
 /* Only levels that change the float32 kernels of oneDNN count: the newer AVX-512 ones add 8 and 16-bit types. */
 int dev_isa(void) {
@@ -104,9 +100,7 @@ void *dev_alloc(size_t bytes) {
     return memory;
 }
 
-void dev_free(void *memory) {
-    free(memory);
-}
+void dev_free(void *memory) { free(memory); }
 
 void dev_upload(void *device, const void *host, size_t bytes) {
     if (bytes)
@@ -150,9 +144,9 @@ static size_t control_group_leaves(const char *controllers, const char *path) {
     snprintf(folder + base, sizeof folder - (size_t)base, "%s", path);
     size_t least = SIZE_MAX;
     for (;;) {
-        size_t leaves = version1 ? group_leaves(folder, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                                "total_inactive_file")
-                                 : group_leaves(folder, "memory.max", "memory.current", "inactive_file");
+        size_t leaves =
+            version1 ? group_leaves(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                     : group_leaves(folder, "memory.max", "memory.current", "inactive_file");
         least = leaves < least ? leaves : least;
         char *slash = strrchr(folder + base, '/');
         if (!slash)

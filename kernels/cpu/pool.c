@@ -36,9 +36,7 @@ KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     return pool;
 }
 
-void k_max_pool_free(KMaxPool *pool) {
-    dev_free(pool);
-}
+void k_max_pool_free(KMaxPool *pool) { dev_free(pool); }
 
 size_t k_max_pool_saved(const KMaxPool *pool) {
     const ConvShape *s = &pool->shape;
@@ -111,7 +109,8 @@ CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out,
     }
 }
 
-CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved) {
+CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout,
+                                    const void *saved) {
     (void)lane;
     const ConvShape *s = &pool->shape;
     const int width = cpu_width(pool->layout);
@@ -150,7 +149,8 @@ CPU_CLONES void k_global_average_forward(Lane *lane, float *out, const float *in
         }
 }
 
-void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const float *dout, int B, int C, int H, int W) {
+void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const float *dout, int B, int C, int H,
+                               int W) {
     (void)lane;
     const int width = cpu_width(in_layout);
     for (int b = 0; b < B; b++)

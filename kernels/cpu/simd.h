@@ -6,7 +6,7 @@
  * without vectors, give the same bits. No function of libm: its versions differ in the last bit.
  *
  * Errors, measured over all float32 of one period: reciprocal 0.523 ulp (mean -6e-10; 0.65 % not the nearest float),
- * reciprocal root 1.1 ulp, exponential 1.2 ulp. */
+ * reciprocal root 1.00 ulp (mean -2e-10), exponential 0.89 ulp (mean -5e-10). */
 #define V ISA(V)
 #define VI ISA(VI)
 #define LANES (SIMD_BYTES / (int)sizeof(float))
@@ -18,22 +18,15 @@ typedef float V __attribute__((vector_size(SIMD_BYTES)));
 typedef int32_t VI __attribute__((vector_size(SIMD_BYTES)));
 typedef float ISA(VUnaligned) __attribute__((vector_size(SIMD_BYTES), aligned(4), may_alias));
 
-INLINE V ISA(all)(float value) {
-    return value - (V){0};
-}
+INLINE V ISA(all)(float value) { return value - (V){0}; }
 
-INLINE V ISA(load)(const float *from) {
-    return *(const ISA(VUnaligned) *)from;
-}
+INLINE V ISA(load)(const float *from) { return *(const ISA(VUnaligned) *)from; }
 
-INLINE void ISA(store)(float *to, V value) {
-    *(ISA(VUnaligned) *)to = value;
-}
+INLINE void ISA(store)(float *to, V value) { *(ISA(VUnaligned) *)to = value; }
 
 INLINE V ISA(fma)(V a, V b, V c) {
     V r;
-    UNROLL for (int l = 0; l < LANES; l++)
-        r[l] = __builtin_fmaf(a[l], b[l], c[l]);
+    UNROLL for (int l = 0; l < LANES; l++) r[l] = __builtin_fmaf(a[l], b[l], c[l]);
     return r;
 }
 
@@ -83,8 +76,7 @@ INLINE V ISA(log)(V x) {
     VI exponent = bits >> 23;
     V m = (V)((bits & 0x007fffff) + 0x3f3504f3);
     V k;
-    UNROLL for (int l = 0; l < LANES; l++)
-        k[l] = (float)exponent[l];
+    UNROLL for (int l = 0; l < LANES; l++) k[l] = (float)exponent[l];
     V s = (m - 1.0f) / (m + 1.0f), q = s * s;
     V p = ISA(all)(2.0f / 9);
     p = ISA(fma)(p, q, ISA(all)(2.0f / 7));

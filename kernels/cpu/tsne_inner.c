@@ -29,9 +29,10 @@
 
 const TsneInner *tsne_inner(void) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("x86-64-v4"))
+    const int level = dev_isa(); /* less than what the processor has after dev_limit_isa */
+    if (level >= 3 && __builtin_cpu_supports("x86-64-v4"))
         return &tsne_loops_avx512;
-    if (__builtin_cpu_supports("x86-64-v3"))
+    if (level >= 2 && __builtin_cpu_supports("x86-64-v3"))
         return &tsne_loops_avx2;
 #endif
     return &tsne_loops_base;
