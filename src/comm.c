@@ -79,15 +79,25 @@ void comm_end(int status) {
     exit(status);
 }
 
-int comm_rank(void) { return rank; }
+int comm_rank(void) {
+    return rank;
+}
 
-int comm_size(void) { return size; }
+int comm_size(void) {
+    return size;
+}
 
-int comm_local_rank(void) { return local_rank; }
+int comm_local_rank(void) {
+    return local_rank;
+}
 
-int comm_local_size(void) { return local_size; }
+int comm_local_size(void) {
+    return local_size;
+}
 
-int comm_cores(void) { return cores; }
+int comm_cores(void) {
+    return cores;
+}
 
 void comm_all_ok(void) {
     const char *message;
@@ -135,8 +145,14 @@ static void reduce_int64(int64_t *values, size_t count, MPI_Op op) {
                       MPI_COMM_WORLD);
 }
 
-void comm_sum_int64(int64_t *values, size_t count) { reduce_int64(values, count, MPI_SUM); }
+void comm_sum_int64(int64_t *values, size_t count) {
+    reduce_int64(values, count, MPI_SUM);
+}
 
-void comm_max_int64(int64_t *values, size_t count) { reduce_int64(values, count, MPI_MAX); }
+void comm_max_int64(int64_t *values, size_t count) {
+    reduce_int64(values, count, MPI_MAX);
+}
 
-void comm_barrier(void) { MPI_Barrier(MPI_COMM_WORLD); }
+void comm_barrier(void) {
+    MPI_Barrier(MPI_COMM_WORLD);
+}

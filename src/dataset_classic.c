@@ -161,4 +161,6 @@ static void walk_skip(Walk *walk, uint64_t bytes) {
     walk->left -= padded(bytes);
 }
 
-static uint64_t padded(uint64_t bytes) { return (bytes + 3) / 4 * 4; }
+static uint64_t padded(uint64_t bytes) {
+    return (bytes + 3) / 4 * 4;
+}

@@ -15,9 +15,13 @@ static const struct {
     [DT_BOOL] = {1, "bool"},
 };
 
-size_t dtype_bytes(DType dtype) { return types[dtype].bytes; }
+size_t dtype_bytes(DType dtype) {
+    return types[dtype].bytes;
+}
 
-const char *dtype_name(DType dtype) { return types[dtype].name; }
+const char *dtype_name(DType dtype) {
+    return types[dtype].name;
+}
 
 /* CASE(DT_I16, int16_t) converts count elements of that C type. */
 #define CASE(dtype_, type, result)                                                                                     \

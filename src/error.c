@@ -55,7 +55,9 @@ jmp_buf *error_arm(void) {
     return &jump;
 }
 
-void error_disarm(void) { armed = false; }
+void error_disarm(void) {
+    armed = false;
+}
 
 bool error_pending(const char **message, int *status) {
     armed = false;
@@ -101,7 +103,9 @@ void error_set_unfinished(const char *path) {
         snprintf(unfinished, sizeof unfinished, "%s", path);
 }
 
-const char *error_unfinished(void) { return unfinished; }
+const char *error_unfinished(void) {
+    return unfinished;
+}
 
 void error_remove_unfinished(void) {
     if (unfinished[0])

@@ -1,7 +1,7 @@
 /* forward.c: the stage that takes all samples through the network: what is asked of a pass (pass.h), and the passes.
  *
- * Maps of all samples come from the same pass as the logits; where only chosen samples keep theirs, the choice needs
- * all logits first, and a second pass computes the chosen ones again, to the same bits. */
+ * Maps of all samples come from the same pass as the logits; where only chosen samples keep theirs, the choice needs all
+ * logits first, and a second pass computes the chosen ones again, to the same bits. */
 #include <stdio.h>
 #include <string.h>
 
@@ -78,7 +78,9 @@ static int first_convolution(const Graph *graph) {
     return -1;
 }
 
-static bool is_none(const List *list) { return list->count == 1 && strcmp(list->items[0], "none") == 0; }
+static bool is_none(const List *list) {
+    return list->count == 1 && strcmp(list->items[0], "none") == 0;
+}
 
 static void want_feature_maps(Pass *pass) {
     const Job *job = pass->job;

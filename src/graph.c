@@ -19,9 +19,13 @@ Graph *graph_new(Arena *arena, int capacity) {
     return graph;
 }
 
-int64_t shape_size(Shape shape) { return (int64_t)shape.channels * shape.height * shape.width; }
+int64_t shape_size(Shape shape) {
+    return (int64_t)shape.channels * shape.height * shape.width;
+}
 
-bool shape_is_spatial(Shape shape) { return (int64_t)shape.height * shape.width > 1; }
+bool shape_is_spatial(Shape shape) {
+    return (int64_t)shape.height * shape.width > 1;
+}
 
 static void check_size(const Node *node) {
     const Shape s = node->shape;
@@ -54,15 +58,23 @@ int graph_find(const Graph *graph, const char *name) {
     return -1;
 }
 
-const char *graph_op_name(OpKind op) { return graph_op(op)->name; }
+const char *graph_op_name(OpKind op) {
+    return graph_op(op)->name;
+}
 
 /* ---- Input ------------------------------------------------------------------------------------------------------ */
 
-static void input_shape(Node *node, Shape in) { (void)node, (void)in; /* given */ }
+static void input_shape(Node *node, Shape in) {
+    (void)node, (void)in; /* given */
+}
 
-static void input_prepare(Step *step) { step->layout = LAYOUT_PLAIN; }
+static void input_prepare(Step *step) {
+    step->layout = LAYOUT_PLAIN;
+}
 
-static void input_release(Step *step) { (void)step; }
+static void input_release(Step *step) {
+    (void)step;
+}
 
 static void input_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     (void)step, (void)lane, (void)a; /* filled by the caller */
@@ -74,7 +86,9 @@ static void input_backward(const Step *step, Lane *lane, const BackwardArgs *a) 
 
 /* ---- Windows: convolution and max pooling ----------------------------------------------------------------------- */
 
-static bool within(int value, int least, int most) { return value >= least && value <= most; }
+static bool within(int value, int least, int most) {
+    return value >= least && value <= most;
+}
 
 static void window_shape(Node *node, Shape in, int out_channels) {
     ConvShape *w = &node->window;
@@ -120,7 +134,9 @@ static void conv_prepare(Step *step) {
     step->scratch_bytes = k_conv_scratch(conv);
 }
 
-static void conv_release(Step *step) { k_conv_free(step->kernel); }
+static void conv_release(Step *step) {
+    k_conv_free(step->kernel);
+}
 
 static void conv_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_conv_forward(lane, step->kernel, a->out, a->in, a->scratch);
@@ -145,7 +161,9 @@ static void max_pool_prepare(Step *step) {
     step->saved_bytes = step->backward ? k_max_pool_saved(step->kernel) : 0;
 }
 
-static void max_pool_release(Step *step) { k_max_pool_free(step->kernel); }
+static void max_pool_release(Step *step) {
+    k_max_pool_free(step->kernel);
+}
 
 static void max_pool_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_max_pool_forward(lane, step->kernel, a->out, a->saved, a->in);
@@ -157,7 +175,9 @@ static void max_pool_backward(const Step *step, Lane *lane, const BackwardArgs *
 
 /* ---- Batch norm, relu, and both at once ------------------------------------------------------------------------- */
 
-static void same_shape(Node *node, Shape in) { node->shape = in; }
+static void same_shape(Node *node, Shape in) {
+    node->shape = in;
+}
 
 static void affine_prepare(Step *step) {
     const Shape s = step->node->shape;
@@ -167,7 +187,9 @@ static void affine_prepare(Step *step) {
                                 norm ? norm->bias : NULL, step->node->op == OP_RELU);
 }
 
-static void affine_release(Step *step) { k_affine_free(step->kernel); }
+static void affine_release(Step *step) {
+    k_affine_free(step->kernel);
+}
 
 static void affine_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_affine_forward(lane, step->kernel, a->out, a->in);
@@ -179,11 +201,17 @@ static void affine_backward(const Step *step, Lane *lane, const BackwardArgs *a)
 
 /* ---- Global average pooling ------------------------------------------------------------------------------------- */
 
-static void global_average_shape(Node *node, Shape in) { node->shape = (Shape){in.channels, 1, 1}; }
+static void global_average_shape(Node *node, Shape in) {
+    node->shape = (Shape){in.channels, 1, 1};
+}
 
-static void global_average_prepare(Step *step) { step->layout = LAYOUT_PLAIN; }
+static void global_average_prepare(Step *step) {
+    step->layout = LAYOUT_PLAIN;
+}
 
-static void global_average_release(Step *step) { (void)step; }
+static void global_average_release(Step *step) {
+    (void)step;
+}
 
 static void global_average_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     const Shape s = step->input->shape;
@@ -210,7 +238,9 @@ static void linear_prepare(Step *step) {
     step->scratch_bytes = k_linear_scratch(step->kernel);
 }
 
-static void linear_release(Step *step) { k_linear_free(step->kernel); }
+static void linear_release(Step *step) {
+    k_linear_free(step->kernel);
+}
 
 static void linear_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
     k_linear_forward(lane, step->kernel, a->out, a->in, a->scratch);
@@ -238,4 +268,6 @@ static const Op ops[OP_COUNT] = {
                    linear_backward},
 };
 
-const Op *graph_op(OpKind kind) { return &ops[kind]; }
+const Op *graph_op(OpKind kind) {
+    return &ops[kind];
+}

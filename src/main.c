@@ -8,7 +8,9 @@
 #include "progress.h"
 #include "stages.h"
 
-static void device_failed(const char *message) { die("%s", message); }
+static void device_failed(const char *message) {
+    die("%s", message);
+}
 
 /* Every rank uses the same instructions and library cores, so that every rank's bits are the same. */
 static void start_device(Options *options) {

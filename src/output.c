@@ -74,8 +74,9 @@
  *     double logits_pca_explained_variance(logits_pc) ;
  *         logits_pca_explained_variance:long_name = "variance of logits along each component" ;
  *     double logits_pca_explained_variance_ratio(logits_pc) ;
- *         logits_pca_explained_variance_ratio:long_name = "share of the total variance of logits along each component"
- * ; float logits_tsne(sample, logits_axis) ; logits_tsne:long_name = "exact t-SNE map of logits" ;
+ *         logits_pca_explained_variance_ratio:long_name = "share of the total variance of logits along each component" ;
+ *     float logits_tsne(sample, logits_axis) ;
+ *         logits_tsne:long_name = "exact t-SNE map of logits" ;
  *         logits_tsne:coordinates = "label prediction" ;
  *         logits_tsne:perplexity = 30. ;
  *         logits_tsne:early_exaggeration = 12. ;
@@ -136,12 +137,18 @@
  * // global attributes:
  *         :title = "What a trained network computes for a test set" ;
  *         :Conventions = "CF-1.11, ACDD-1.3" ;
- *         :summary = "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
- * ; :source = "cnnscope 0.1.0" ; :version = "0.1.0" ; :model_sha256 =
- * "bd708a40390abfa9198d2372ccc4a23e5d20e9a6834779dd20054aca411c3eda" ; :images_sha256 =
- * "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be" ; :labels_sha256 =
- * "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b" ; :sample_count = 10000LL ; :option_layout =
- * "NCHW" ; :option_scale = "0.0039215686274509803" ; :option_mean = "0" ; :option_std = "1" ; :option_samples = "all" ;
+ *         :summary = "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample" ;
+ *         :source = "cnnscope 0.1.0" ;
+ *         :version = "0.1.0" ;
+ *         :model_sha256 = "bd708a40390abfa9198d2372ccc4a23e5d20e9a6834779dd20054aca411c3eda" ;
+ *         :images_sha256 = "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be" ;
+ *         :labels_sha256 = "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b" ;
+ *         :sample_count = 10000LL ;
+ *         :option_layout = "NCHW" ;
+ *         :option_scale = "0.0039215686274509803" ;
+ *         :option_mean = "0" ;
+ *         :option_std = "1" ;
+ *         :option_samples = "all" ;
  *         :option_embed = "logits,gap" ;
  *         :option_pca = "2" ;
  *         :option_tsne = "2" ;

@@ -231,7 +231,9 @@ void pickle_add_item(Pickle *pickle, PickleRef container, PickleRef key, PickleR
 
 /* ---- Stack ----------------------------------------------------------------------------------------------------- */
 
-uint32_t pickle_floor(const Pickle *pickle) { return pickle->mark_count ? pickle->marks[pickle->mark_count - 1] : 0; }
+uint32_t pickle_floor(const Pickle *pickle) {
+    return pickle->mark_count ? pickle->marks[pickle->mark_count - 1] : 0;
+}
 
 PickleRef pickle_pop(Pickle *pickle) {
     if (pickle->stack_count <= pickle_floor(pickle))

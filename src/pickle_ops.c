@@ -173,7 +173,9 @@ static void memo_set(Pickle *pickle, uint64_t number) {
     pickle->memo[number] = value;
 }
 
-static void op_put(Pickle *pickle, const Argument *a) { memo_set(pickle, memo_number(pickle, a)); }
+static void op_put(Pickle *pickle, const Argument *a) {
+    memo_set(pickle, memo_number(pickle, a));
+}
 
 static void op_memoize(Pickle *pickle, const Argument *a) {
     (void)a;
@@ -337,7 +339,9 @@ static void op_persistent(Pickle *pickle, const Argument *a) {
     pickle_push_new(pickle, PICKLE_PERSISTENT)->id = id;
 }
 
-static void op_stop(Pickle *pickle, const Argument *a) { (void)pickle, (void)a; }
+static void op_stop(Pickle *pickle, const Argument *a) {
+    (void)pickle, (void)a;
+}
 
 /* ---- The table, and the arguments
  * ------------------------------------------------------------------------------------ */

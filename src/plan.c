@@ -71,7 +71,9 @@ void graph_plan_free(Plan *plan) {
             graph_op(plan->graph->nodes[i].op)->release(&plan->places[i].step);
 }
 
-size_t graph_lane_bytes(const Plan *plan) { return plan->lane_bytes; }
+size_t graph_lane_bytes(const Plan *plan) {
+    return plan->lane_bytes;
+}
 
 /* ---- What has to run -------------------------------------------------------------------------------------------- */
 
@@ -143,9 +145,13 @@ static void prepare(Plan *plan) {
 
 /* ---- Slots ------------------------------------------------------------------------------------------------------ */
 
-static int the_end(const Plan *plan) { return 2 * plan->graph->count + 1; }
+static int the_end(const Plan *plan) {
+    return 2 * plan->graph->count + 1;
+}
 
-static int backward_time(const Plan *plan, int node) { return 2 * plan->graph->count - node; }
+static int backward_time(const Plan *plan, int node) {
+    return 2 * plan->graph->count - node;
+}
 
 static int new_slot(Plan *plan, size_t bytes, int from) {
     plan->slots[plan->slot_count] =
@@ -290,7 +296,9 @@ static void *at(const Plan *plan, Lane *lane, int slot) {
     return slot == NONE ? NULL : (char *)lane_memory(lane) + plan->slots[slot].offset;
 }
 
-float *graph_input(const Plan *plan, Lane *lane) { return at(plan, lane, plan->places[0].value); }
+float *graph_input(const Plan *plan, Lane *lane) {
+    return at(plan, lane, plan->places[0].value);
+}
 
 void graph_forward(const Plan *plan, Lane *lane) {
     const Graph *g = plan->graph;

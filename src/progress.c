@@ -31,9 +31,13 @@ double progress_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void progress_quiet(bool silent) { quiet = silent; }
+void progress_quiet(bool silent) {
+    quiet = silent;
+}
 
-static bool on_terminal(void) { return isatty(STDERR_FILENO); }
+static bool on_terminal(void) {
+    return isatty(STDERR_FILENO);
+}
 
 void progress_begin(const char *stage, const char *units, int64_t count) {
     if (stage_count == STAGES_MAX) /* more layers than names: their times are added to the last */
@@ -87,7 +91,9 @@ void progress_say(const char *format, ...) {
     fputc('\n', stderr);
 }
 
-int progress_stages(void) { return stage_count; }
+int progress_stages(void) {
+    return stage_count;
+}
 
 const char *progress_stage(int index, double *seconds) {
     *seconds = stages[index].seconds;

@@ -34,8 +34,7 @@ Layers matrix_read(Job *job);
 
 void matrix_free(Matrix *matrix);
 
-/* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result.
- */
+/* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result. */
 Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
 
 typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
@@ -59,8 +58,7 @@ void attribution_wants(const Method *method, bool *want_value, bool *want_gradie
 void attribution_batch(float *map, float *low, float *high, const Method *method, const Plan *plan, Lane *lane, int B);
 
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
- * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every
- * rank. */
+ * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
 int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
@@ -87,9 +85,8 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components);
 /* --tsne-samples: a class-stratified subset keyed on (seed, file position); this rank's kept rows, ascending. */
 int64_t *tsne_subset(int64_t *count, Arena *arena, const Job *job);
 
-/* --init: the first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are,
- * and positions (shard.total) receives them, counted in the job. p: PCA of a layer of that width; read by --init pca
- * only. */
+/* --init: the first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
+ * positions (shard.total) receives them, counted in the job. p: PCA of a layer of that width; read by --init pca only. */
 float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data,
                   const int64_t *keep, Shard shard);
 
@@ -115,9 +112,9 @@ typedef struct {
     int64_t affinity_nonzeros;
 } TsneResult;
 
-/* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities
- * and all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it
- * is. Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. */
+/* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
+ * all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it is.
+ * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. */
 void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
 
 #endif

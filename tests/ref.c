@@ -3,9 +3,13 @@
 
 #include <string.h>
 
-static int64_t at(int b, int c, int y, int x, int C, int H, int W) { return (((int64_t)b * C + c) * H + y) * W + x; }
+static int64_t at(int b, int c, int y, int x, int C, int H, int W) {
+    return (((int64_t)b * C + c) * H + y) * W + x;
+}
 
-static bool inside(const ConvShape *s, int y, int x) { return y >= 0 && y < s->in_height && x >= 0 && x < s->in_width; }
+static bool inside(const ConvShape *s, int y, int x) {
+    return y >= 0 && y < s->in_height && x >= 0 && x < s->in_width;
+}
 
 /* Every (sample, output channel, output pixel, input channel, tap) of a convolution that lies inside, once. */
 typedef void (*Visit)(double *result, const double *given, int64_t in_at, int64_t out_at, double weight);
@@ -37,7 +41,9 @@ static void add_backward(double *din, const double *dout, int64_t in_at, int64_t
     din[in_at] += weight * dout[out_at];
 }
 
-static void zero(double *values, int64_t count) { memset(values, 0, (size_t)count * sizeof *values); }
+static void zero(double *values, int64_t count) {
+    memset(values, 0, (size_t)count * sizeof *values);
+}
 
 void ref_conv(double *out, const double *in, const float *weight, const float *bias, const ConvShape *s, int B) {
     const int64_t pixels = (int64_t)s->out_height * s->out_width;

@@ -26,7 +26,9 @@
 
 /* pth_read dies by jumping over the arena that holds the file: a leak the ending program can afford. */
 const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:dataset_pt_open\n"; }
+const char *__lsan_default_suppressions(void) {
+    return "leak:dataset_pt_open\n";
+}
 
 static const char *folder; /* for files made here */
 

@@ -82,7 +82,9 @@ static void conv(Graph *g, int out_channels, int kh, int kw, int stride) {
         0);
 }
 
-static void simple(Graph *g, OpKind op) { add(g, op, (ConvShape){0}, 0); }
+static void simple(Graph *g, OpKind op) {
+    add(g, op, (ConvShape){0}, 0);
+}
 
 static void max_pool(Graph *g, int kernel, int stride) {
     add(g, OP_MAX_POOL,
@@ -90,7 +92,9 @@ static void max_pool(Graph *g, int kernel, int stride) {
         0);
 }
 
-static void linear(Graph *g, int outputs) { add(g, OP_LINEAR, (ConvShape){0}, outputs); }
+static void linear(Graph *g, int outputs) {
+    add(g, OP_LINEAR, (ConvShape){0}, outputs);
+}
 
 /* The notebook's CNN. */
 static Graph *notebook(int channels, int height, int width, int c1, int c2, int kh, int kw, int classes) {
@@ -153,7 +157,9 @@ typedef struct {
     float *values[NODES_MAX], *gradients[NODES_MAX]; /* (samples, shape) of what was wanted, else NULL */
 } Results;
 
-static int64_t size_of(const Graph *g, int node) { return shape_size(g->nodes[node].shape); }
+static int64_t size_of(const Graph *g, int node) {
+    return shape_size(g->nodes[node].shape);
+}
 
 static Results results_new(const Graph *g, const bool *want_value, const bool *want_gradient, int samples) {
     Results r = {{0}, {0}};

@@ -202,7 +202,9 @@ static void fast_free(Fast *f) {
     }
 }
 
-static size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+static size_t round64(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
 
 static size_t value_bytes(Shape s, Layout layout, int batch) {
     return round64(k_value_bytes(layout, batch, s.channels, s.height, s.width));
@@ -331,7 +333,9 @@ static void test_reference_exact(void **state) {
     against_reference(true);
 }
 
-static bool is_linear(const Bench *b) { return b->node.op != OP_RELU && b->node.op != OP_MAX_POOL && !b->relu; }
+static bool is_linear(const Bench *b) {
+    return b->node.op != OP_RELU && b->node.op != OP_MAX_POOL && !b->relu;
+}
 
 /* <A x, y> = <x, A' y>, both by the fast kernels; A x is the output less that of zeros. */
 static void test_adjoint(void **state) {

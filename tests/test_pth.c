@@ -225,7 +225,9 @@ static void test_truncated_anywhere(void **unused) {
     }
 }
 
-static uint32_t random_next(uint32_t *state) { return *state = *state * 1664525u + 1013904223u, *state >> 8; }
+static uint32_t random_next(uint32_t *state) {
+    return *state = *state * 1664525u + 1013904223u, *state >> 8;
+}
 
 /* A zip carries checksums: what is read in spite of the damage must be what was saved. The legacy format has none. */
 static void test_flipped_bits(void **unused) {

@@ -4,8 +4,9 @@
  *     tsne_driver affinities X N D PERPLEXITY OUT   OUT: P (N, N) float32, then TSNE_ROW_BETA of each point (N), in the
  *                                                    order of the file; prints sum, dropped mass, entries
  *     tsne_driver gradient X N D PERPLEXITY Y A OUT  OUT: gradient (N, A) float64; prints KL
- *     tsne_driver tsne X N D PERPLEXITY START A ITERATIONS OUT [EXAGGERATION ITS]   OUT: map (N, A); prints KL and
- * history tsne_driver pca X N D K OUT    OUT: float64 center, axes, variance, ratio; then float32 scores of all samples
+ *     tsne_driver tsne X N D PERPLEXITY START A ITERATIONS OUT [EXAGGERATION ITS]
+ *                                                    OUT: map (N, A); prints KL and history
+ *     tsne_driver pca X N D K OUT                    OUT: float64 center, axes, variance, ratio; float32 scores of all
  * From the environment: THREADS, and ISA, the level of instructions (dev_limit_isa). Ranks hold uneven shards, some
  * empty. */
 #include <math.h>

@@ -20,7 +20,9 @@ int cpu_threads(void); /* given to dev_start */
 enum { CPU_GROUP = 4, CPU_WIDTH_MAX = 16 };
 int cpu_width(Layout layout);                                /* 1, or oneDNN's block at this level: 8 or 16 */
 int64_t cpu_sample_size(Layout layout, int C, int H, int W); /* floats of one sample */
-static inline int cpu_rounded(int count, int to) { return (count + to - 1) / to * to; }
+static inline int cpu_rounded(int count, int to) {
+    return (count + to - 1) / to * to;
+}
 
 /* oneDNN: one engine per process, one stream per lane. Primitives are made and run with OpenMP set to one thread, so
  * that neither their blocking nor their sums know how many threads there are: cpu_one_thread gives the number to give

@@ -19,9 +19,13 @@ struct Lane {
 
 static dnnl_engine_t engine;
 
-static void make_engine(void) { cpu_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "dnnl_engine_create"); }
+static void make_engine(void) {
+    cpu_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "dnnl_engine_create");
+}
 
-int lane_count(void) { return cpu_threads(); }
+int lane_count(void) {
+    return cpu_threads();
+}
 
 Lane *lane_new(size_t memory_bytes) {
     Lane *lane = dev_alloc(sizeof *lane);
@@ -39,9 +43,13 @@ void lane_free(Lane *lane) {
     dev_free(lane);
 }
 
-void *lane_memory(Lane *lane) { return lane->memory; }
+void *lane_memory(Lane *lane) {
+    return lane->memory;
+}
 
-void lane_sync(Lane *lane) { cpu_check(dnnl_stream_wait(lane->stream), "dnnl_stream_wait"); }
+void lane_sync(Lane *lane) {
+    cpu_check(dnnl_stream_wait(lane->stream), "dnnl_stream_wait");
+}
 
 void lane_copy(Lane *lane, void *device_to, const void *device_from, size_t bytes) {
     (void)lane;
@@ -59,7 +67,9 @@ dnnl_engine_t cpu_engine(void) {
     return engine;
 }
 
-dnnl_stream_t cpu_stream(const Lane *lane) { return lane->stream; }
+dnnl_stream_t cpu_stream(const Lane *lane) {
+    return lane->stream;
+}
 
 int cpu_one_thread(void) {
     int threads = omp_get_max_threads();
@@ -67,7 +77,9 @@ int cpu_one_thread(void) {
     return threads;
 }
 
-void cpu_threads_back(int threads) { omp_set_num_threads(threads); }
+void cpu_threads_back(int threads) {
+    omp_set_num_threads(threads);
+}
 
 void cpu_check(dnnl_status_t status, const char *what) {
     if (status == dnnl_out_of_memory)
@@ -79,7 +91,9 @@ void cpu_check(dnnl_status_t status, const char *what) {
 
 /* ---- Layouts ---------------------------------------------------------------------------------------------------- */
 
-int cpu_width(Layout layout) { return layout == LAYOUT_PLAIN ? 1 : dev_isa() >= 3 ? 16 : 8; }
+int cpu_width(Layout layout) {
+    return layout == LAYOUT_PLAIN ? 1 : dev_isa() >= 3 ? 16 : 8;
+}
 
 int64_t cpu_sample_size(Layout layout, int C, int H, int W) {
     return (int64_t)cpu_rounded(C, cpu_width(layout)) * H * W;

@@ -73,7 +73,9 @@ void k_column_sums(int64_t *sums, const float *x, int64_t rows, int width, const
     }
 }
 
-size_t k_covariance_scratch(void) { return (size_t)omp_get_max_threads() * sizeof(Tile); }
+size_t k_covariance_scratch(void) {
+    return (size_t)omp_get_max_threads() * sizeof(Tile);
+}
 
 void k_covariance(int64_t *high, int64_t *low, const float *x, int64_t rows, int width, const double *center,
                   const double *scale, int bits, void *scratch) {

@@ -36,7 +36,9 @@ void dev_start(int device, int threads) {
     omp_set_num_threads(thread_count);
 }
 
-void dev_on_failure(void (*fail)(const char *message)) { failure = fail; }
+void dev_on_failure(void (*fail)(const char *message)) {
+    failure = fail;
+}
 
 void cpu_fail(const char *format, ...) {
     char message[512];
@@ -50,7 +52,9 @@ void cpu_fail(const char *format, ...) {
     exit(1);
 }
 
-int cpu_threads(void) { return thread_count; }
+int cpu_threads(void) {
+    return thread_count;
+}
 
 /* Only levels that change the float32 kernels of oneDNN count: the newer AVX-512 ones add 8 and 16-bit types. */
 int dev_isa(void) {
@@ -100,7 +104,9 @@ void *dev_alloc(size_t bytes) {
     return memory;
 }
 
-void dev_free(void *memory) { free(memory); }
+void dev_free(void *memory) {
+    free(memory);
+}
 
 void dev_upload(void *device, const void *host, size_t bytes) {
     if (bytes)

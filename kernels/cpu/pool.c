@@ -36,7 +36,9 @@ KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     return pool;
 }
 
-void k_max_pool_free(KMaxPool *pool) { dev_free(pool); }
+void k_max_pool_free(KMaxPool *pool) {
+    dev_free(pool);
+}
 
 size_t k_max_pool_saved(const KMaxPool *pool) {
     const ConvShape *s = &pool->shape;

@@ -18,11 +18,17 @@ typedef float V __attribute__((vector_size(SIMD_BYTES)));
 typedef int32_t VI __attribute__((vector_size(SIMD_BYTES)));
 typedef float ISA(VUnaligned) __attribute__((vector_size(SIMD_BYTES), aligned(4), may_alias));
 
-INLINE V ISA(all)(float value) { return value - (V){0}; }
+INLINE V ISA(all)(float value) {
+    return value - (V){0};
+}
 
-INLINE V ISA(load)(const float *from) { return *(const ISA(VUnaligned) *)from; }
+INLINE V ISA(load)(const float *from) {
+    return *(const ISA(VUnaligned) *)from;
+}
 
-INLINE void ISA(store)(float *to, V value) { *(ISA(VUnaligned) *)to = value; }
+INLINE void ISA(store)(float *to, V value) {
+    *(ISA(VUnaligned) *)to = value;
+}
 
 INLINE V ISA(fma)(V a, V b, V c) {
     V r;

@@ -46,9 +46,13 @@ size_t k_tsne_repulsion_scratch(const TsneShape *shape) {
 
 /* A pair's force is below 0.37, its w at most 1; a block of 16 rows sees each pair at most twice. The sums keep clear
  * of 2^62. */
-double k_tsne_force_unit(int64_t points) { return ldexp(1, (int)ceil(log2((double)points + 1)) - 62); }
+double k_tsne_force_unit(int64_t points) {
+    return ldexp(1, (int)ceil(log2((double)points + 1)) - 62);
+}
 
-double k_tsne_z_unit(int64_t points) { return ldexp(1, (int)ceil(log2((double)points + 1)) + 5 - 62); }
+double k_tsne_z_unit(int64_t points) {
+    return ldexp(1, (int)ceil(log2((double)points + 1)) + 5 - 62);
+}
 
 void k_tsne_repulsion(int64_t *force, int64_t *z, const float *y, const TsneShape *shape, void *scratch) {
     const int64_t tiles = tile_count(shape->points), floats = shape->axes * TSNE_BLOCK;
@@ -128,7 +132,9 @@ void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, con
     }
 }
 
-static int64_t tile_count(int64_t points) { return (points + TSNE_TILE - 1) / TSNE_TILE; }
+static int64_t tile_count(int64_t points) {
+    return (points + TSNE_TILE - 1) / TSNE_TILE;
+}
 
 static bool tile_is_mine(const TsneShape *shape, int64_t tile) {
     return tile * TILE_BLOCKS < shape->first + shape->count && (tile + 1) * TILE_BLOCKS > shape->first;

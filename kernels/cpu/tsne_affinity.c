@@ -109,10 +109,14 @@ void k_tsne_fill(const TsneAffinities *affinities, TsneBlockSums *sums, const fl
     }
 }
 
-static int group_blocks(int width) { return width > NARROW ? WIDE_GROUP : 1; }
+static int group_blocks(int width) {
+    return width > NARROW ? WIDE_GROUP : 1;
+}
 
 /* Distances are computed for whole blocks of columns; those past the last point are not read. */
-static int64_t column_count(int64_t points) { return (points + TSNE_BLOCK - 1) / TSNE_BLOCK * TSNE_BLOCK; }
+static int64_t column_count(int64_t points) {
+    return (points + TSNE_BLOCK - 1) / TSNE_BLOCK * TSNE_BLOCK;
+}
 
 /* d (blocks, columns, 16); TSNE_FAR from a point to itself, and in padded rows. */
 static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks) {
