@@ -25,7 +25,7 @@ static void project(Pca *result, const Matrix *x, const double *device_center);
 
 void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     const int D = x->width, K = components;
-    const int64_t most_components = x->shard.total < D ? x->shard.total : D;
+    const int64_t rank = x->shard.total > 1 ? x->shard.total - 1 : 1, most_components = rank < D ? rank : D;
     const int solved = K < most_components ? K : (int)most_components;
     const size_t column_bytes = (size_t)D * sizeof(double);
     Arena *scratch = arena_new();
@@ -61,6 +61,10 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     project(result, x, input.device_center);
     dev_free(input.device_center);
     arena_free(scratch);
+}
+
+double pca_noise(int width) {
+    return 4 * width * 0x1p-52;
 }
 
 void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t count, int bits) {
@@ -175,7 +179,7 @@ static int sum_bits(int64_t total) {
 
 /* What rounding made of a variance of nothing becomes zero, with its axis; else the sign rule of scikit-learn. */
 static void finish_axes(Pca *result, int width, double total) {
-    const double nothing = width * 0x1p-52 * (result->components > 0 ? result->variance[0] : 0);
+    const double nothing = 2 * pca_noise(width) * (result->components > 0 ? result->variance[0] : 0);
     for (int k = 0; k < result->components; k++) {
         double *axis = result->axes + (size_t)k * (size_t)width;
         if (!(result->variance[k] > nothing)) {

@@ -21,4 +21,8 @@ void pca_wide(double *values, double *axes, const PcaInput *input, int K);
  * numbers in units of 2^(-2 bits). */
 void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t count, int bits);
 
+/* Variances and residuals below this share of the largest variance are rounding of the products: fixed-point numbers of
+ * `width` columns. */
+double pca_noise(int width);
+
 #endif

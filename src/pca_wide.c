@@ -164,7 +164,7 @@ static bool has_converged(const Solver *s, int found) {
     for (int k = 0; k < s->K; k++) {
         const double *residual = s->residual + (size_t)k * (size_t)s->D;
         double norm = sqrt(dot(residual, residual, s->D));
-        if (norm > RESIDUAL_MOST * fmax(s->values[k], 0) + 1e-13 * s->values[0])
+        if (norm > RESIDUAL_MOST * fmax(s->values[k], 0) + pca_noise(s->D) * s->values[0])
             return false;
     }
     return true;

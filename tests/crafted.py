@@ -64,7 +64,8 @@ def pickled(tensors: dict[str, Entry]) -> bytes:
     items = b""
     for number, (name, entry) in enumerate(tensors.items()):
         shape = entry.values.shape if entry.shape is None else entry.shape
-        stride = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape))) if entry.stride is None else entry.stride
+        dense = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+        stride = dense if entry.stride is None else entry.stride
         numel = entry.values.size if entry.numel is None else entry.numel
         storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(number)) + text("cpu") + integer(numel)
         items += (text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"tQ" + integer(entry.offset) +

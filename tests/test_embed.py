@@ -59,8 +59,8 @@ def test_kl_is_that_of_scikit_learn_s_p(tmp_path, matrix, axes):
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_start_from_a_file_and_first_iterations(tmp_path, matrix, axes):
-    """One start, few iterations: the same trajectory as scikit-learn's exact method. Differences grow tenfold every five
-    iterations from here on, in scikit-learn's own runs from starts 1e-7 apart too."""
+    """One start, few iterations: the same trajectory as scikit-learn's exact method. Differences grow tenfold every
+    five iterations from here on, in scikit-learn's own runs from starts 1e-7 apart too."""
     x, _ = matrix
     start = np.random.default_rng(1).normal(0, 1e-4, (N, axes)).astype(np.float32)
     np.save(tmp_path / "start.npy", start)

@@ -19,6 +19,7 @@ from crafted import Entry, calling, changed, idx, integers, network, npy, npy_he
 from program import DATA, ENVIRONMENT, GOLDEN, IMAGES, LABELS, MODEL, Run, run, succeed, survivors
 
 RANKS = 2
+LEGACY = DATA / "model_legacy.pth"
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
 FLOATS = (PIXELS / 255).astype(np.float32)
 CLASSES = np.arange(40, dtype=np.int32) % 10
@@ -102,7 +103,7 @@ CASES: dict[str, tuple[dict[str, Value], int, list[str]]] = {
     "labels a folder": ({"labels": folder_called("d.npy")}, 1, ["d.npy", "director"]),
     # cut short
     **{f"model cut: {k}": ({"model": cut("bad.pth", MODEL.read_bytes(), v)}, 1, ["bad.pth"]) for k, v in CUTS.items()},
-    **{f"legacy model cut: {k}": ({"model": cut("bad.pth", (DATA / "model_legacy.pth").read_bytes(), v)}, 1, ["bad.pth"])
+    **{f"legacy model cut: {k}": ({"model": cut("bad.pth", LEGACY.read_bytes(), v)}, 1, ["bad.pth"])
        for k, v in CUTS.items() if v},
     **{f"IDX cut: {k}": ({"images": cut("bad.idx", idx(PIXELS), v)}, 1, ["bad.idx"]) for k, v in CUTS.items()},
     **{f"IDX.gz cut: {k}": ({"images": cut("bad.gz", gzip.compress(idx(PIXELS)), v)}, 1, ["bad.gz"])
@@ -141,11 +142,14 @@ CASES: dict[str, tuple[dict[str, Value], int, list[str]]] = {
     "infinite pixel": ({"images": array("bad.npy", changed(FLOATS, (3, 4, 5), np.inf))}, 1, ["bad.npy", "inf", "3"]),
     # models
     "tensor missing": ({"model": model(bn2__running_var=None)}, 1, ["bad.pth", "bn2.running_var"]),
-    "tensor misshapen": ({"model": model(fc__weight=np.ones((10, 7), np.float32))}, 1, ["bad.pth", "fc.weight", "7", "6"]),
-    "tensor of other rank": ({"model": model(conv2__weight=np.ones((6, 36), np.float32))}, 1, ["bad.pth", "conv2.weight"]),
+    "tensor misshapen": ({"model": model(fc__weight=np.ones((10, 7), np.float32))}, 1,
+                         ["bad.pth", "fc.weight", "7", "6"]),
+    "tensor of other rank": ({"model": model(conv2__weight=np.ones((6, 36), np.float32))}, 1,
+                             ["bad.pth", "conv2.weight"]),
     "NaN weight": ({"model": model(fc__weight=changed(WEIGHT, (2, 3), np.nan))}, 1, ["bad.pth", "fc.weight"]),
     "infinite weight": ({"model": model(fc__bias=np.full(10, -np.inf, np.float32))}, 1, ["bad.pth", "fc.bias"]),
-    "negative variance": ({"model": model(bn1__running_var=np.full(4, -1, np.float32))}, 1, ["bad.pth", "bn1.running_var"]),
+    "negative variance": ({"model": model(bn1__running_var=np.full(4, -1, np.float32))}, 1,
+                          ["bad.pth", "bn1.running_var"]),
     "another network": ({"model": lambda d: save(d / "bad.pth", {"layer1.0.conv1.weight": Entry(WEIGHT)})}, 1,
                         ["bad.pth", "conv1.weight"]),
     "images of another model": ({"model": GOLDEN / "color.pth"}, 1, ["3", "1", "channel"]),

@@ -56,7 +56,8 @@ def test_gap_features(result, golden):
     assert relative_error(result["gap"][:500], golden["gap"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("variable, reference, count", [("saliency", "saliency", 100), ("gradcam", "gradcam_conv2", 50)])
+@pytest.mark.parametrize("variable, reference, count",
+                         [("saliency", "saliency", 100), ("gradcam", "gradcam_conv2", 50)])
 def test_maps(result, golden, variable, reference, count):
     first = {name: values[:count] for name, values in result.items() if name.startswith(variable)}
     errors = relative_errors(raw(first, variable), golden[reference])
@@ -93,7 +94,8 @@ def test_pca_of_gap_by_definition(result):
     assert relative_error(result["gap_pca_components"], axes) < TOLERANCE
     assert relative_error(result["gap_pca"], centered @ axes.T) < TOLERANCE
     assert relative_error(result["gap_pca_explained_variance"], singular[:2] ** 2 / 9999) < TOLERANCE
-    assert relative_error(result["gap_pca_explained_variance_ratio"], singular[:2] ** 2 / (singular**2).sum()) < TOLERANCE
+    ratio = singular[:2] ** 2 / (singular**2).sum()
+    assert relative_error(result["gap_pca_explained_variance_ratio"], ratio) < TOLERANCE
 
 
 def test_tsne_kl_of_the_logits(result):
@@ -132,7 +134,8 @@ def exact_kl(x: np.ndarray, y: np.ndarray, perplexity: float = 30, neighbours: i
         distance = squared_distances(x, rows)
         distance[np.arange(len(rows)), rows] = np.inf
         near = np.argpartition(distance, neighbours, axis=1)[:, :neighbours]
-        np.put_along_axis(p[rows[0] : rows[-1] + 1], near, conditional(np.take_along_axis(distance, near, 1), perplexity), 1)
+        weights = conditional(np.take_along_axis(distance, near, 1), perplexity)
+        np.put_along_axis(p[rows[0] : rows[-1] + 1], near, weights, 1)
         z += (1 / (1 + squared_distances(y, rows))).sum() - len(rows)
     kl = 0.0
     for rows in np.array_split(np.arange(n), 40):
