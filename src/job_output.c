@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "comm.h"
-#include "error.h"
 #include "job.h"
 #include "progress.h"
 
