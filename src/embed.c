@@ -216,8 +216,13 @@ void embed(Job *job, const Matrix *features, int node) {
     if (o->tsne > 0 && o->pre_pca > 0 && features->width > o->pre_pca && o->pre_pca > components)
         components = o->pre_pca;
     Pca p = {0};
-    if (components > 0)
+    if (components > 0) {
+        char stage[128];
+        snprintf(stage, sizeof stage, "pca %s", l.layer);
+        progress_begin(stage, "samples", features->shard.total);
         pca(&p, l.arena, features, components);
+        progress_end("");
+    }
     if (o->pca > 0)
         write_pca(&l, &p, o->pca);
     if (o->tsne > 0)
