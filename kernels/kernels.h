@@ -80,6 +80,10 @@ size_t k_value_bytes(Layout layout, int B, int C, int H, int W);
 void k_to_plain(Lane *lane, float *plain, const float *value, Layout layout, int B, int C, int H, int W);
 void k_from_plain(Lane *lane, float *value, Layout layout, const float *plain, int B, int C, int H, int W);
 
+/* sum (in `layout`) += part (in `part_layout`, which is `layout` or PLAIN); first: sum = part. */
+void k_accumulate(Lane *lane, float *sum, Layout layout, const float *part, Layout part_layout, bool first, int B,
+                  int C, int H, int W);
+
 /* ---- Operations of the network --------------------------------------------------------------------------------
  * Each is prepared once per process (primitives made, weights brought into the device's order) and shared by lanes.
  * `in` and `out` are in the layouts given or chosen when preparing. backward gives din from dout, in eval mode:
@@ -89,10 +93,11 @@ typedef struct {
     int in_height, in_width, out_height, out_width;
     int kernel_height, kernel_width, stride_height, stride_width;
     int pad_top, pad_left, pad_bottom, pad_right;
-} ConvShape; /* 2-D cross-correlation, as torch.nn.Conv2d */
+    int dilation_height, dilation_width, groups; /* 0 means 1 */
+} ConvShape;                                     /* 2-D cross-correlation, as torch.nn.Conv2d */
 
 typedef struct KConv KConv;
-/* weight (out_channels, in_channels, kernel_height, kernel_width), bias (out_channels) or NULL: host, not kept.
+/* weight (out_channels, in_channels / groups, kernel_height, kernel_width), bias (out_channels) or NULL: host, not kept.
  * *out_layout is chosen here. backward: whether k_conv_backward will be called. */
 KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, int batch, const float *weight,
                   const float *bias, bool backward);
@@ -119,6 +124,17 @@ size_t k_max_pool_saved(const KMaxPool *pool); /* bytes kept from forward to bac
 void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in);
 void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved);
 
+/* Mean of each window, in and out in `layout`: over the cells inside the image, or (count_padding) inside the image with
+ * its padding, as in PyTorch. */
+void k_average_pool_forward(Lane *lane, float *out, const float *in, Layout layout, const ConvShape *shape,
+                            bool count_padding, int B);
+void k_average_pool_backward(Lane *lane, float *din, const float *dout, Layout layout, const ConvShape *shape,
+                             bool count_padding, int B);
+
+/* Largest of each plain plane, (B, C, pixels) -> (B, C); the first of equals gets the gradient. */
+void k_global_max_forward(Lane *lane, float *out, const float *in, int B, int C, int64_t pixels);
+void k_global_max_backward(Lane *lane, float *din, const float *dout, const float *in, int B, int C, int64_t pixels);
+
 /* Mean over H and W, (B,C,H,W) -> plain (B,C). */
 void k_global_average_forward(Lane *lane, float *out, const float *in, Layout in_layout, int B, int C, int H, int W);
 void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const float *dout, int B, int C, int H, int W);
@@ -133,6 +149,115 @@ void k_linear_free(KLinear *linear);
 size_t k_linear_scratch(const KLinear *linear);
 void k_linear_forward(Lane *lane, const KLinear *linear, float *out, const float *in, void *scratch);
 void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const float *dout, void *scratch);
+
+/* ---- Elementwise (elementwise.c) --------------------------------------------------------------------------------
+ * y = f(x); in place allowed (out == in, din == dout). */
+typedef enum {
+    K_CLIP, /* low, high */
+    K_LEAKY_RELU,
+    K_ELU,
+    K_SELU, /* beta (x > 0 ? x : alpha (e^x - 1)) */
+    K_SIGMOID,
+    K_HARD_SIGMOID, /* clip(alpha x + beta, 0, 1) */
+    K_HARD_SWISH,
+    K_TANH,
+    K_SOFTPLUS,
+    K_GELU,
+    K_GELU_TANH,
+    K_ERF,
+    K_SQRT,
+    K_EXP,
+    K_LOG,
+    K_NEG,
+    K_ABS,
+    K_RECIPROCAL,
+    K_POW /* x^alpha */
+} KFunction;
+
+typedef struct {
+    KFunction function;
+    float alpha, beta, low, high;
+} KUnary;
+
+void k_unary_forward(Lane *lane, float *out, const float *in, Layout layout, const KUnary *unary, int B, int C, int H,
+                     int W);
+void k_unary_backward(Lane *lane, float *din, const float *dout, const float *in, Layout layout, const KUnary *unary,
+                      int B, int C, int H, int W);
+
+/* y = a op b, either broadcast as in numpy. Shapes of a sample, filled up with ones in front to KDIMS. A constant is
+ * given by its values (host, not kept) and has no batch; NULL: a value. Blocked: (C,H,W) last, each operand (C,H,W) or
+ * (C,1,1), a constant's C may be 1. forward may work in place on an operand of the result's shape. */
+enum { KDIMS = 5 };
+typedef enum { K_ADD, K_SUB, K_MUL, K_DIV, K_PRELU /* a > 0 ? a : a b */ } KBinaryKind;
+typedef struct KBinary KBinary;
+KBinary *k_binary_new(KBinaryKind kind, Layout layout, int batch, const int out[KDIMS], const int a[KDIMS],
+                      const int b[KDIMS], const float *a_constant, const float *b_constant);
+void k_binary_free(KBinary *binary);
+size_t k_binary_scratch(const KBinary *binary); /* of backward */
+/* A constant's pointer is not read. da or db NULL: not wanted. */
+void k_binary_forward(Lane *lane, const KBinary *binary, float *out, const float *a, const float *b);
+void k_binary_backward(Lane *lane, const KBinary *binary, float *da, float *db, const float *dout, const float *a,
+                       const float *b, void *scratch);
+
+/* ---- Values moved (moves.c) -------------------------------------------------------------------------------------
+ * A box of up to KDIMS + 1 axes, the batch among them; steps in floats, any sign. */
+typedef struct {
+    int n;
+    int64_t size[KDIMS + 1], to_step[KDIMS + 1], from_step[KDIMS + 1];
+} KMove;
+void k_move(Lane *lane, float *to, const float *from, const KMove *move);
+void k_fill(Lane *lane, float *to, float value, int64_t count);
+
+int64_t k_sample_step(Layout layout, int C, int H, int W); /* floats from one sample to the next */
+bool k_whole_blocks(int C); /* channels fill blocks: then blocked values of several can stand one behind the other */
+
+/* One axis made anew: out[i] = sum of two weight[i][t] * in[index[i][t]] (index -1: nothing there), on plain values
+ * (outer, axis, inner). index, weight (out, 2): host, not kept. */
+typedef struct KAxis KAxis;
+KAxis *k_axis_new(int in, int out, const int *index, const float *weight);
+void k_axis_free(KAxis *axis);
+void k_axis_forward(Lane *lane, const KAxis *axis, float *out, const float *in, int64_t outer, int64_t inner);
+void k_axis_backward(Lane *lane, const KAxis *axis, float *din, const float *dout, int64_t outer, int64_t inner);
+
+/* ---- Products, reductions, norms (norms.c, moves.c), all on plain values ----------------------------------------- */
+
+/* c (outer, M, N) = a (outer, M, K) b (outer, K, N); turned: stored (K, M), (N, K). */
+void k_matmul(Lane *lane, float *c, const float *a, bool a_turned, const float *b, bool b_turned, int64_t outer, int M,
+              int N, int K);
+
+/* out = mean of `cells` values each. box: over in, from_step those of in, to_step those of out, 0 along what is
+ * averaged; values: of out. scratch: values doubles. */
+void k_mean_forward(Lane *lane, float *out, const float *in, const KMove *box, int64_t values, int64_t cells,
+                    void *scratch);
+void k_mean_backward(Lane *lane, float *din, const float *dout, const KMove *box, int64_t cells);
+
+/* Along the middle axis of (outer, n, inner). backward reads the output. */
+void k_softmax_forward(Lane *lane, float *out, const float *in, bool logarithm, int64_t outer, int64_t n,
+                       int64_t inner);
+void k_softmax_backward(Lane *lane, float *din, const float *dout, const float *out, bool logarithm, int64_t outer,
+                        int64_t n, int64_t inner);
+
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias, of `groups` runs of `n` values in a sample; the value at i of
+ * a sample has weight and bias number (i / pixels) % channels (host, not kept; NULL: 1, 0). */
+typedef struct {
+    int64_t groups, n, pixels, channels;
+    float epsilon;
+} NormShape;
+typedef struct KNorm KNorm;
+KNorm *k_norm_new(const NormShape *shape, int batch, const float *weight, const float *bias);
+void k_norm_free(KNorm *norm);
+void k_norm_forward(Lane *lane, const KNorm *norm, float *out, const float *in);
+void k_norm_backward(Lane *lane, const KNorm *norm, float *din, const float *dout, const float *in);
+
+/* y = x / (bias + alpha / size * sum of x^2 over `size` neighbouring channels)^beta, (B, C, pixels). scratch: of
+ * backward, 2 C pixels floats. */
+typedef struct {
+    int size;
+    float alpha, beta, bias;
+} LrnShape;
+void k_lrn_forward(Lane *lane, float *out, const float *in, const LrnShape *lrn, int B, int C, int64_t pixels);
+void k_lrn_backward(Lane *lane, float *din, const float *dout, const float *in, const LrnShape *lrn, int B, int C,
+                    int64_t pixels, void *scratch);
 
 /* ---- Into and out of the network (ends.c) ---------------------------------------------------------------------- */
 

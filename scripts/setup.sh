@@ -42,6 +42,10 @@ LAPACKE           | has_header lapacke.h     | liblapacke-dev         | LAPACKE,
 libzip            | has_header zip.h         | libzip-dev             | libzip 1.5 or newer
 zlib              | has_header zlib.h        | zlib1g-dev             | zlib 1.2.11 or newer
 OpenSSL           | has_header openssl/evp.h | libssl-dev             | OpenSSL 1.1.1 or newer
+protobuf-c        | has_header protobuf-c/protobuf-c.h | libprotobuf-c-dev | protobuf-c 1.3 or newer, for .onnx files
+protoc-c          | has_command protoc-c     | protobuf-c-compiler    | protoc-c, part of protobuf-c
+onnx.proto        | has_onnx_proto           | libonnx-dev            | onnx/onnx.proto of ONNX 1.7 or newer
+ONNX test data    | has_onnx_suite           | libonnx-testdata       | backend test data of ONNX, for the tests
 cmocka            | has_header cmocka.h      | libcmocka-dev          | cmocka 1.1, for the tests
 Python            | find_python              | python3 python3-venv   | Python 3.11 or newer with venv and pip (module python)
 CA certificates   | has_certificates         | ca-certificates        | CA certificates for PyPI
@@ -109,6 +113,18 @@ has_openblas() {
     has_header openblas_config.h || return
     ! compgen -G '/usr/lib/*/openblas-*' || compgen -G '/usr/lib/*/openblas-openmp'
 }
+
+has_onnx_proto() {
+    local prefix
+    for prefix in /usr/include /usr/local/include $(tr ':' ' ' <<<"${CPATH:-}") \
+        $(for prefix in $(tr ':;' '  ' <<<"${CMAKE_PREFIX_PATH:-}"); do echo "$prefix/include"; done); do
+        [[ ! -e $prefix/onnx/onnx.proto ]] || return 0
+    done
+    return 1
+}
+
+# Only Debian has a package of them; elsewhere that test is skipped.
+has_onnx_suite() { [[ ! -e /etc/debian_version || -d /usr/share/libonnx-testdata/data ]]; }
 
 has_certificates() {
     [[ ! -e /etc/debian_version || -s /etc/ssl/certs/ca-certificates.crt ]]

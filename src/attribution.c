@@ -83,7 +83,7 @@ void attribution_declare(int variables[3], const Job *job, const Method *method,
                                              DT_F32,
                                              3,
                                              {samples, y, x},
-                                             {length, method->layer.height, method->layer.width},
+                                             {length, shape_height(method->layer), shape_width(method->layer)},
                                              what,
                                              NULL,
                                              strcmp(samples, "sample") ? NULL : job_coordinates(job, false)});
@@ -108,10 +108,10 @@ void attribution_batch(float *map, float *low, float *high, const Method *method
     const float *gradient = graph_gradient(plan, lane, method->node);
     Shape s = method->layer;
     if (method->kind == METHOD_SALIENCY)
-        k_saliency(lane, map, low, high, gradient, B, s.channels, s.height, s.width);
+        k_saliency(lane, map, low, high, gradient, B, shape_channels(s), shape_height(s), shape_width(s));
     else
-        k_gradcam(lane, map, low, high, graph_value(plan, lane, method->node), gradient, B, s.channels, s.height,
-                  s.width);
+        k_gradcam(lane, map, low, high, graph_value(plan, lane, method->node), gradient, B, shape_channels(s),
+                  shape_height(s), shape_width(s));
 }
 
 /* ---- The choice of samples ------------------------------------------------------------------------------------ */

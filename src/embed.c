@@ -31,8 +31,8 @@ typedef struct {
 static int feature_dims(OutputVar *var, char names[3][128], const Layer *l, int ahead) {
     static const char *const suffix[3] = {"channel", "y", "x"};
     bool spatial = l->node && shape_is_spatial(l->node->shape);
-    const int lengths[3] = {spatial ? l->node->shape.channels : l->x->width, spatial ? l->node->shape.height : 0,
-                            spatial ? l->node->shape.width : 0};
+    const int lengths[3] = {spatial ? shape_channels(l->node->shape) : l->x->width,
+                            spatial ? shape_height(l->node->shape) : 0, spatial ? shape_width(l->node->shape) : 0};
     int count = spatial ? 3 : 1;
     for (int i = 0; i < count; i++) {
         snprintf(names[i], sizeof names[i], "%s_%s", l->layer, spatial ? suffix[i] : "unit");

@@ -28,7 +28,7 @@ static void want_maps(Pass *pass, const Method *methods, int count, const char *
         attribution_declare(variables, job, &methods[m], samples, length);
         attribution_wants(&methods[m], pass->want_value, pass->want_gradient);
         for (int i = 0; i < 3; i++) {
-            size_t cells = i == 0 ? (size_t)methods[m].layer.height * methods[m].layer.width : 1;
+            size_t cells = i == 0 ? (size_t)shape_height(methods[m].layer) * shape_width(methods[m].layer) : 1;
             pass->maps[m][i] = pass_stream(pass, NULL, cells * sizeof(float), 0, length);
             pass->maps[m][i]->var = variables[i];
         }
@@ -59,16 +59,17 @@ static void want_feature_map(Pass *pass, int node, int64_t from, int64_t to) {
     Shape s = layer->shape;
     pass->want_value[node] = true;
     pass->feature_nodes[pass->feature_count] = node;
-    pass->features[pass->feature_count++] = pass_stream(pass,
-                                                        &(OutputVar){variable,
-                                                                     DT_F32,
-                                                                     4,
-                                                                     {sample, dims[0], dims[1], dims[2]},
-                                                                     {to - from, s.channels, s.height, s.width},
-                                                                     what,
-                                                                     NULL,
-                                                                     NULL},
-                                                        (size_t)shape_size(s) * sizeof(float), from, to);
+    pass->features[pass->feature_count++] =
+        pass_stream(pass,
+                    &(OutputVar){variable,
+                                 DT_F32,
+                                 4,
+                                 {sample, dims[0], dims[1], dims[2]},
+                                 {to - from, shape_channels(s), shape_height(s), shape_width(s)},
+                                 what,
+                                 NULL,
+                                 NULL},
+                    (size_t)shape_size(s) * sizeof(float), from, to);
 }
 
 static int first_convolution(const Graph *graph) {
@@ -194,16 +195,16 @@ static void write_filters(Job *job) {
         for (int d = 0; d < 4; d++)
             snprintf(dims[d], sizeof dims[d], "%s_%s", name, suffix[d]);
         const ConvShape *w = &node->window;
-        int id =
-            output_var(job->output, &(OutputVar){variable,
-                                                 DT_F32,
-                                                 4,
-                                                 {dims[0], dims[1], dims[2], dims[3]},
-                                                 {w->out_channels, w->in_channels, w->kernel_height, w->kernel_width},
-                                                 what,
-                                                 NULL,
-                                                 NULL});
-        output_whole(job->output, id, node->weight);
+        int id = output_var(
+            job->output, &(OutputVar){variable,
+                                      DT_F32,
+                                      4,
+                                      {dims[0], dims[1], dims[2], dims[3]},
+                                      {w->out_channels, w->in_channels / w->groups, w->kernel_height, w->kernel_width},
+                                      what,
+                                      NULL,
+                                      NULL});
+        output_whole(job->output, id, node->weight.values);
     }
 }
 
@@ -214,7 +215,8 @@ static const char *maps_kept(const Job *job, const Method *methods, int count) {
         return job->options->keep_maps;
     int64_t largest = (int64_t)t->channels * t->height * t->width * (int64_t)dtype_bytes(t->dtype);
     for (int m = 0; m < count; m++) {
-        int64_t bytes = (int64_t)methods[m].layer.height * methods[m].layer.width * (int64_t)sizeof(float);
+        int64_t bytes =
+            (int64_t)shape_height(methods[m].layer) * shape_width(methods[m].layer) * (int64_t)sizeof(float);
         largest = bytes > largest ? bytes : largest;
     }
     if (job->shard.total < KEEP_ALL_BYTES / largest)

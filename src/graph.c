@@ -1,50 +1,145 @@
-/* graph.c: building a network, and the table of what each operation is: its shape rule, its kernel, its two passes.
- *
- * An operation is one entry of `ops`; nothing else in the program knows how a convolution is run or what shape it
- * gives. Adding one is: an OpKind, an entry, its kernels and their references. Shapes come from files, so every sum
- * and product is checked here, once, and a sample's value has less than 2^31 elements everywhere else. */
+/* graph.c: building a network: shapes, and adding nodes. What each operation is stands in graph_layers.c (windows,
+ * batch norm, fully connected), graph_maths.c (elementwise, products, reductions), graph_norms.c (layer norm and its
+ * kin, softmax) and graph_moves.c (values moved, not changed): one entry of a table each, and nothing else in the
+ * program knows how a convolution is run or what shape it gives. Adding one is: an OpKind, an entry, its kernels and
+ * their references. Shapes come from files, so every sum and product is checked there, once, and a sample's value has
+ * less than 2^31 elements everywhere else. */
 #include "graph.h"
 
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "error.h"
 #include "plan.h"
 
-enum { SIDE_MAX = 1 << 20 }; /* of an image, a kernel, a stride: products of two fit int64, sums fit int */
+/* ---- Shapes ----------------------------------------------------------------------------------------------------- */
+
+Shape shape_chw(int channels, int height, int width) {
+    return (Shape){3, {channels, height, width}};
+}
+
+Shape shape_vector(int units) {
+    return (Shape){1, {units}};
+}
+
+int64_t graph_span(Shape shape, int from, int to) {
+    int64_t size = 1;
+    for (int d = from; d < to; d++)
+        size *= shape.dim[d];
+    return size;
+}
+
+int64_t shape_size(Shape shape) {
+    return graph_span(shape, 0, shape.rank);
+}
+
+bool shape_equal(Shape a, Shape b) {
+    return a.rank == b.rank && memcmp(a.dim, b.dim, (size_t)a.rank * sizeof *a.dim) == 0;
+}
+
+bool shape_is_spatial(Shape shape) {
+    return shape.rank == 3 && (int64_t)shape.dim[1] * shape.dim[2] > 1;
+}
+
+int shape_channels(Shape shape) {
+    return shape.rank == 3 ? shape.dim[0] : (int)shape_size(shape);
+}
+
+int shape_height(Shape shape) {
+    return shape.rank == 3 ? shape.dim[1] : 1;
+}
+
+int shape_width(Shape shape) {
+    return shape.rank == 3 ? shape.dim[2] : 1;
+}
+
+const char *shape_text(char text[64], Shape shape) {
+    int used = snprintf(text, 64, "(");
+    for (int d = 0; d < shape.rank && d < SHAPE_RANK; d++)
+        used += snprintf(text + used, (size_t)(64 - used), "%s%d", d ? ", " : "", shape.dim[d]);
+    snprintf(text + used, (size_t)(64 - used), ")");
+    return text;
+}
+
+Sides graph_sides(Shape shape) {
+    return (Sides){shape.rank > 0 ? shape.dim[0] : 1, shape.rank == 3 ? shape.dim[1] : 1,
+                   shape.rank == 3 ? shape.dim[2] : (int)graph_span(shape, 1, shape.rank)};
+}
+
+/* ---- Checks ----------------------------------------------------------------------------------------------------- */
+
+static void check_size(const Node *node) {
+    const Shape s = node->shape;
+    if (s.rank < 0 || s.rank > SHAPE_RANK)
+        die("layer %s: an output of %d dimensions was found, expected at most %d besides the batch", node->name, s.rank,
+            SHAPE_RANK);
+    int64_t size = 1;
+    bool fits = true;
+    for (int d = 0; d < s.rank && fits; d++) {
+        fits = s.dim[d] >= 1 && size <= INT32_MAX / s.dim[d];
+        size *= s.dim[d];
+    }
+    char text[64];
+    if (!fits)
+        die("layer %s: an output of %s was found, expected at least 1 on each axis and less than 2^31 values in all: "
+            "check the sizes in the model and of the images",
+            node->name, shape_text(text, s));
+}
+
+void graph_check_constant(const Node *node, const Constant *constant, Shape expected, const char *what) {
+    char found[64], wanted[64];
+    if (!shape_equal(constant->shape, expected))
+        die("layer %s: %s of shape %s was found, expected %s", node->name, what, shape_text(found, constant->shape),
+            shape_text(wanted, expected));
+}
+
+void graph_check_axis(const Node *node, int axis, int rank) {
+    if (axis < 0 || axis >= rank)
+        die("layer %s: axis %d was found, expected 0 to %d (the batch not counted)", node->name, axis, rank - 1);
+}
+
+void graph_same_shape(Node *node, const Shape *in) {
+    node->shape = in[0];
+}
+
+bool graph_all_blocked(const Step *step) {
+    for (int k = 0; k < step->n; k++)
+        if (step->laid[k] != LAYOUT_BLOCKED)
+            return false;
+    return true;
+}
+
+/* ---- Building --------------------------------------------------------------------------------------------------- */
 
 Graph *graph_new(Arena *arena, int capacity) {
     Graph *graph = ARENA_ARRAY(arena, Graph, 1, "graph");
     graph->nodes = ARENA_ARRAY(arena, Node, capacity, "graph");
     graph->capacity = capacity;
+    graph->arena = arena;
     return graph;
-}
-
-int64_t shape_size(Shape shape) {
-    return (int64_t)shape.channels * shape.height * shape.width;
-}
-
-bool shape_is_spatial(Shape shape) {
-    return (int64_t)shape.height * shape.width > 1;
-}
-
-static void check_size(const Node *node) {
-    const Shape s = node->shape;
-    bool sides = s.channels >= 1 && s.height >= 1 && s.width >= 1 && s.height <= SIDE_MAX && s.width <= SIDE_MAX;
-    if (!sides || (int64_t)s.height * s.width > INT32_MAX / s.channels)
-        die("layer %s: an output of %d x %d x %d (channels, height, width) was found, expected at least 1 and less "
-            "than "
-            "2^31 values in all: check the sizes in the model and of the images",
-            node->name, s.channels, s.height, s.width);
 }
 
 int graph_add(Graph *graph, Node node) {
     if (graph->count == graph->capacity)
         die("layer %s: more than %d layers were found: split the model", node.name, graph->capacity);
-    bool first = graph->count == 0;
-    if (first != (node.op == OP_INPUT) || (!first && (node.input < 0 || node.input >= graph->count)))
-        die("layer %s: it reads layer %d, expected one before it (of %d)", node.name, node.input, graph->count);
-    if (!first)
-        graph_op(node.op)->shape(&node, graph->nodes[node.input].shape);
+    const bool first = graph->count == 0;
+    const Op *op = graph_op(node.op);
+    if (first != (node.op == OP_INPUT) || node.n_inputs < op->least || node.n_inputs > op->most)
+        die("layer %s: %s reads %d values, expected %d or more, and one Input in front of all others", node.name,
+            op->name, node.n_inputs, op->least);
+    if (graph_find(graph, node.name) >= 0)
+        die("layer %s: there are two of this name: rename one", node.name);
+    int *inputs = ARENA_ARRAY(graph->arena, int, node.n_inputs, "graph");
+    Shape *in = ARENA_ARRAY(graph->arena, Shape, node.n_inputs, "graph");
+    for (int k = 0; k < node.n_inputs; k++) {
+        inputs[k] = node.inputs[k];
+        if (inputs[k] < 0 || inputs[k] >= graph->count)
+            die("layer %s: it reads layer %d, expected one before it (of %d)", node.name, inputs[k], graph->count);
+        in[k] = graph->nodes[inputs[k]].shape;
+    }
+    node.inputs = inputs;
+    op->shape(&node, in);
     check_size(&node);
     graph->nodes[graph->count] = node;
     graph->logits = graph->count;
@@ -58,216 +153,16 @@ int graph_find(const Graph *graph, const char *name) {
     return -1;
 }
 
-const char *graph_op_name(OpKind op) {
-    return graph_op(op)->name;
-}
-
-/* ---- Input ------------------------------------------------------------------------------------------------------ */
-
-static void input_shape(Node *node, Shape in) {
-    (void)node, (void)in; /* given */
-}
-
-static void input_prepare(Step *step) {
-    step->layout = LAYOUT_PLAIN;
-}
-
-static void input_release(Step *step) {
-    (void)step;
-}
-
-static void input_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    (void)step, (void)lane, (void)a; /* filled by the caller */
-}
-
-static void input_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    (void)step, (void)lane, (void)a; /* the end */
-}
-
-/* ---- Windows: convolution and max pooling ----------------------------------------------------------------------- */
-
-static bool within(int value, int least, int most) {
-    return value >= least && value <= most;
-}
-
-static void window_shape(Node *node, Shape in, int out_channels) {
-    ConvShape *w = &node->window;
-    bool sides = within(w->kernel_height, 1, SIDE_MAX) && within(w->kernel_width, 1, SIDE_MAX) &&
-                 within(w->stride_height, 1, SIDE_MAX) && within(w->stride_width, 1, SIDE_MAX) &&
-                 within(w->pad_top, 0, SIDE_MAX) && within(w->pad_bottom, 0, SIDE_MAX) &&
-                 within(w->pad_left, 0, SIDE_MAX) && within(w->pad_right, 0, SIDE_MAX);
-    if (!sides)
-        die("layer %s: a kernel of %d x %d with strides %d x %d and padding %d, %d, %d, %d was found, expected kernel "
-            "and "
-            "strides of 1 to 2^20, padding of 0 to 2^20",
-            node->name, w->kernel_height, w->kernel_width, w->stride_height, w->stride_width, w->pad_top, w->pad_left,
-            w->pad_bottom, w->pad_right);
-    int height = in.height + w->pad_top + w->pad_bottom, width = in.width + w->pad_left + w->pad_right;
-    if (w->kernel_height > height || w->kernel_width > width)
-        die("layer %s: images are %d x %d there, padding included, expected at least the kernel's %d x %d: use larger "
-            "images",
-            node->name, height, width, w->kernel_height, w->kernel_width);
-    w->in_channels = in.channels;
-    w->in_height = in.height;
-    w->in_width = in.width;
-    w->out_channels = out_channels;
-    w->out_height = (height - w->kernel_height) / w->stride_height + 1;
-    w->out_width = (width - w->kernel_width) / w->stride_width + 1;
-    node->shape = (Shape){out_channels, w->out_height, w->out_width};
-}
-
-static void conv_shape(Node *node, Shape in) {
-    window_shape(node, in, node->window.out_channels);
-    const ConvShape *w = &node->window;
-    int64_t weights = (int64_t)w->kernel_height * w->kernel_width;
-    if (__builtin_mul_overflow(weights, in.channels, &weights) ||
-        __builtin_mul_overflow(weights, w->out_channels, &weights) || weights > INT32_MAX)
-        die("layer %s: %d x %d x %d x %d weights were found, expected less than 2^31", node->name, w->out_channels,
-            in.channels, w->kernel_height, w->kernel_width);
-}
-
-static void conv_prepare(Step *step) {
-    const Node *n = step->node;
-    KConv *conv =
-        k_conv_new(&step->layout, step->in_layout, &n->window, step->batch, n->weight, n->bias, step->backward);
-    step->kernel = conv;
-    step->scratch_bytes = k_conv_scratch(conv);
-}
-
-static void conv_release(Step *step) {
-    k_conv_free(step->kernel);
-}
-
-static void conv_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    k_conv_forward(lane, step->kernel, a->out, a->in, a->scratch);
-}
-
-static void conv_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_conv_backward(lane, step->kernel, a->din, a->dout, a->scratch);
-}
-
-static void max_pool_shape(Node *node, Shape in) {
-    window_shape(node, in, in.channels);
-    const ConvShape *w = &node->window;
-    if (w->pad_top >= w->kernel_height || w->pad_bottom >= w->kernel_height || w->pad_left >= w->kernel_width ||
-        w->pad_right >= w->kernel_width)
-        die("layer %s: padding as large as the kernel was found, expected less than %d x %d", node->name,
-            w->kernel_height, w->kernel_width);
-}
-
-static void max_pool_prepare(Step *step) {
-    step->layout = step->in_layout;
-    step->kernel = k_max_pool_new(step->layout, &step->node->window, step->batch);
-    step->saved_bytes = step->backward ? k_max_pool_saved(step->kernel) : 0;
-}
-
-static void max_pool_release(Step *step) {
-    k_max_pool_free(step->kernel);
-}
-
-static void max_pool_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    k_max_pool_forward(lane, step->kernel, a->out, a->saved, a->in);
-}
-
-static void max_pool_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_max_pool_backward(lane, step->kernel, a->din, a->dout, a->saved);
-}
-
-/* ---- Batch norm, relu, and both at once ------------------------------------------------------------------------- */
-
-static void same_shape(Node *node, Shape in) {
-    node->shape = in;
-}
-
-static void affine_prepare(Step *step) {
-    const Shape s = step->node->shape;
-    const Node *norm = step->node->op == OP_BATCH_NORM ? step->node : step->fused;
-    step->layout = step->in_layout;
-    step->kernel = k_affine_new(step->layout, step->batch, s.channels, s.height, s.width, norm ? norm->weight : NULL,
-                                norm ? norm->bias : NULL, step->node->op == OP_RELU);
-}
-
-static void affine_release(Step *step) {
-    k_affine_free(step->kernel);
-}
-
-static void affine_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    k_affine_forward(lane, step->kernel, a->out, a->in);
-}
-
-static void affine_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_affine_backward(lane, step->kernel, a->din, a->dout, a->out);
-}
-
-/* ---- Global average pooling ------------------------------------------------------------------------------------- */
-
-static void global_average_shape(Node *node, Shape in) {
-    node->shape = (Shape){in.channels, 1, 1};
-}
-
-static void global_average_prepare(Step *step) {
-    step->layout = LAYOUT_PLAIN;
-}
-
-static void global_average_release(Step *step) {
-    (void)step;
-}
-
-static void global_average_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    const Shape s = step->input->shape;
-    k_global_average_forward(lane, a->out, a->in, step->in_layout, step->batch, s.channels, s.height, s.width);
-}
-
-static void global_average_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    const Shape s = step->input->shape;
-    k_global_average_backward(lane, a->din, step->in_layout, a->dout, step->batch, s.channels, s.height, s.width);
-}
-
-/* ---- Fully connected: reads a value flattened in C order -------------------------------------------------------- */
-
-static void linear_shape(Node *node, Shape in) {
-    (void)in;
-    node->shape = (Shape){node->outputs, 1, 1};
-}
-
-static void linear_prepare(Step *step) {
-    const Node *n = step->node;
-    step->layout = LAYOUT_PLAIN;
-    step->kernel =
-        k_linear_new(step->batch, (int)shape_size(step->input->shape), n->outputs, n->weight, n->bias, step->backward);
-    step->scratch_bytes = k_linear_scratch(step->kernel);
-}
-
-static void linear_release(Step *step) {
-    k_linear_free(step->kernel);
-}
-
-static void linear_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    k_linear_forward(lane, step->kernel, a->out, a->in, a->scratch);
-}
-
-static void linear_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_linear_backward(lane, step->kernel, a->din, a->dout, a->scratch);
-}
-
 /* ---- The table -------------------------------------------------------------------------------------------------- */
 
-static const Op ops[OP_COUNT] = {
-    [OP_INPUT] = {"Input", input_shape, false, false, false, input_prepare, input_release, input_forward,
-                  input_backward},
-    [OP_CONV] = {"Conv", conv_shape, false, false, false, conv_prepare, conv_release, conv_forward, conv_backward},
-    [OP_BATCH_NORM] = {"BatchNormalization", same_shape, false, true, false, affine_prepare, affine_release,
-                       affine_forward, affine_backward},
-    [OP_RELU] = {"Relu", same_shape, false, true, true, affine_prepare, affine_release, affine_forward,
-                 affine_backward},
-    [OP_MAX_POOL] = {"MaxPool", max_pool_shape, false, false, false, max_pool_prepare, max_pool_release,
-                     max_pool_forward, max_pool_backward},
-    [OP_GLOBAL_AVERAGE_POOL] = {"GlobalAveragePool", global_average_shape, false, false, false, global_average_prepare,
-                                global_average_release, global_average_forward, global_average_backward},
-    [OP_LINEAR] = {"Gemm", linear_shape, true, false, false, linear_prepare, linear_release, linear_forward,
-                   linear_backward},
-};
-
 const Op *graph_op(OpKind kind) {
-    return &ops[kind];
+    const Op *families[] = {graph_layers, graph_maths, graph_norms, graph_moves};
+    for (int i = 0; i < 4; i++)
+        if (families[i][kind].name)
+            return &families[i][kind];
+    die("operation %d is in no table", (int)kind);
+}
+
+const char *graph_op_name(OpKind op) {
+    return graph_op(op)->name;
 }

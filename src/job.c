@@ -137,7 +137,7 @@ static void open_model(Job *job) {
     if (!error_caught()) {
         const PixelTransform *t = &job->transform;
         job->model = model_open(job->arena, bytes, size, path,
-                                (Shape){.channels = t->channels, .height = t->height, .width = t->width});
+                                shape_chw(t->channels, t->height, t->width), job->options->logits_node);
         const Graph *graph = job->model->graph;
         int64_t outputs = shape_size(graph->nodes[graph->logits].shape);
         job->categories = outputs == 1 ? 2 : outputs;

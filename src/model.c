@@ -1,4 +1,4 @@
-/* model.c: the notebook's CNN from a state_dict, as a Graph.
+/* model.c: the network of a file: onnx.h reads an .onnx; here, the notebook's CNN from a state_dict, as a Graph.
  *
  * A state_dict holds tensors, not a network: the layers are known by their names and every size is read off the
  * tensors' shapes. What a shape cannot tell is taken from the notebook: stride 1, padding kernel / 2, pooling by 2, eps
@@ -15,6 +15,7 @@
 
 #include "dataset.h"
 #include "error.h"
+#include "onnx.h"
 #include "pth.h"
 #include "sha256.h"
 
@@ -35,11 +36,24 @@ typedef struct {
 static void check_names(const StateDict *state);
 static Graph *build(Arena *arena, const StateDict *state, Shape input);
 
-Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path, Shape input) {
+Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path, Shape input, const char *logits_node) {
     Model *model = ARENA_ARRAY(arena, Model, 1, path);
+    if (onnx_is(bytes, size)) {
+        Sha256 *hash = sha256_begin();
+        sha256_add(hash, bytes, size);
+        const OnnxWish wish = {.input = input, .logits_node = logits_node, .hash = hash};
+        const OnnxNetwork network = onnx_read(arena, bytes, size, path, &wish);
+        sha256_end(hash, model->sha256);
+        model->graph = network.graph;
+        model->output_name = network.output_name;
+        return model;
+    }
+    if (logits_node)
+        die_usage("--logits-node %s: %s is not an .onnx file, whose nodes can be named", logits_node, path);
     const StateDict *state = pth_read(arena, bytes, size, path);
     check_names(state);
     model->graph = build(arena, state, input);
+    model->output_name = "fc";
     sha256_hex(model->sha256, bytes, size);
     return model;
 }
@@ -56,7 +70,7 @@ int model_layer(const Model *model, const char *name, const char *option) {
     for (int i = 1; i < graph->count; i++)
         if (same_name(graph->nodes[i].name, name))
             return i;
-    if (same_name(name, "fc"))
+    if (same_name(name, model->output_name))
         return graph->logits;
     char layers[2048] = "";
     for (int i = 1, used = 0; i < graph->count && used < (int)sizeof layers; i++)
@@ -67,7 +81,7 @@ int model_layer(const Model *model, const char *name, const char *option) {
 /* ---- Tensors by name ------------------------------------------------------------------------------------------- */
 
 /* A dimension of -1 stands for any. */
-static const char *shape_text(char text[TEXT_BYTES], const int64_t *shape, int rank) {
+static const char *dims_text(char text[TEXT_BYTES], const int64_t *shape, int rank) {
     int used = snprintf(text, TEXT_BYTES, "(");
     for (int d = 0; d < rank && used < TEXT_BYTES - 24; d++) {
         if (shape[d] == ANY)
@@ -101,7 +115,7 @@ static const Tensor *need(const StateDict *state, const char *layer, const char 
                (expected[d] == ANY || tensor->shape[d] == expected[d]);
     if (!fits)
         die("%s: tensor %s has shape %s, expected %s: this is not the state_dict of " NETWORK, state->path, name,
-            shape_text(found_text, tensor->shape, tensor->rank), shape_text(expected_text, expected, rank));
+            dims_text(found_text, tensor->shape, tensor->rank), dims_text(expected_text, expected, rank));
     if (tensor->dtype != DT_F32 && tensor->dtype != DT_F64 && tensor->dtype != DT_F16 && tensor->dtype != DT_BF16)
         die("%s: tensor %s is of type %s, expected float32, float64, float16 or bfloat16: save the model before it is "
             "quantized",
@@ -178,7 +192,7 @@ static double value_at(const StateDict *state, const Tensor *tensor, int64_t i) 
             index[d] = rest % tensor->shape[d];
         die("%s: tensor %s holds %g at %s, expected finite float32 numbers: the training diverged or the file is "
             "damaged",
-            state->path, tensor->name, value, shape_text(text, index, tensor->rank));
+            state->path, tensor->name, value, dims_text(text, index, tensor->rank));
     }
     return value;
 }
@@ -237,38 +251,44 @@ static Norm norm_read(Arena *arena, const StateDict *state, const char *layer, i
 }
 
 static int add_conv(Graph *graph, const char *name, int input, const Conv *conv) {
-    ConvShape window = {.out_channels = conv->out,
-                        .kernel_height = conv->height,
-                        .kernel_width = conv->width,
-                        .stride_height = 1,
+    ConvShape window = {.stride_height = 1,
                         .stride_width = 1,
                         .pad_top = conv->height / 2,
                         .pad_left = conv->width / 2,
                         .pad_bottom = conv->height / 2,
                         .pad_right = conv->width / 2};
-    return graph_add(
-        graph,
-        (Node){
-            .op = OP_CONV, .name = name, .input = input, .window = window, .weight = conv->weight, .bias = conv->bias});
+    return graph_add(graph, (Node){.op = OP_CONV,
+                                   .name = name,
+                                   .n_inputs = 1,
+                                   .inputs = &input,
+                                   .window = window,
+                                   .weight = {{4, {conv->out, conv->in, conv->height, conv->width}}, conv->weight},
+                                   .bias = {shape_vector(conv->out), conv->bias}});
 }
 
 /* bnN, reluN, poolN after a convolution; gives poolN. */
 static int add_rest(Graph *graph, const char *const names[3], int input, Norm norm) {
     ConvShape window = {.kernel_height = 2, .kernel_width = 2, .stride_height = 2, .stride_width = 2};
-    int node = graph_add(
-        graph, (Node){.op = OP_BATCH_NORM, .name = names[0], .input = input, .weight = norm.scale, .bias = norm.shift});
-    node = graph_add(graph, (Node){.op = OP_RELU, .name = names[1], .input = node});
-    return graph_add(graph, (Node){.op = OP_MAX_POOL, .name = names[2], .input = node, .window = window});
+    const Shape channels = shape_vector(shape_channels(graph->nodes[input].shape));
+    int node = graph_add(graph, (Node){.op = OP_BATCH_NORM,
+                                       .name = names[0],
+                                       .n_inputs = 1,
+                                       .inputs = &input,
+                                       .weight = {channels, norm.scale},
+                                       .bias = {channels, norm.shift}});
+    node = graph_add(graph, (Node){.op = OP_RELU, .name = names[1], .n_inputs = 1, .inputs = &node});
+    return graph_add(
+        graph, (Node){.op = OP_MAX_POOL, .name = names[2], .n_inputs = 1, .inputs = &node, .window = window});
 }
 
 static void check_image(const StateDict *state, const Conv *conv, Shape image) {
-    if (conv->in != image.channels)
+    if (conv->in != shape_channels(image))
         die("%s: tensor conv1.weight is for images of %d channels, the images have %d: give images of that many, or "
             "say how they lie with --layout",
-            state->path, conv->in, image.channels);
-    if (image.height < SMALLEST_IMAGE || image.width < SMALLEST_IMAGE)
+            state->path, conv->in, shape_channels(image));
+    if (shape_height(image) < SMALLEST_IMAGE || shape_width(image) < SMALLEST_IMAGE)
         die("%s: two poolings by 2 need images of at least %d x %d pixels, found %d x %d", state->path, SMALLEST_IMAGE,
-            SMALLEST_IMAGE, image.height, image.width);
+            SMALLEST_IMAGE, shape_height(image), shape_width(image));
 }
 
 static Graph *build(Arena *arena, const StateDict *state, Shape input) {
@@ -280,17 +300,20 @@ static Graph *build(Arena *arena, const StateDict *state, Shape input) {
     check_image(state, &conv1, input);
 
     Graph *graph = graph_new(arena, 11);
-    int node = graph_add(graph, (Node){.op = OP_INPUT, .name = "input", .input = -1, .shape = input});
+    int node = graph_add(graph, (Node){.op = OP_INPUT, .name = "input", .shape = input});
     node = add_conv(graph, "conv1", node, &conv1);
     node = add_rest(graph, (const char *[]){"bn1", "relu1", "pool1"}, node, bn1);
     node = add_conv(graph, "conv2", node, &conv2);
     node = add_rest(graph, (const char *[]){"bn2", "relu2", "pool2"}, node, bn2);
-    node = graph_add(graph, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "gap", .input = node});
+    node = graph_add(graph, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "gap", .n_inputs = 1, .inputs = &node});
     graph->logits = graph_add(graph, (Node){.op = OP_LINEAR,
                                             .name = "logits",
-                                            .input = node,
-                                            .outputs = (int)fc->shape[0],
-                                            .weight = floats(arena, state, fc),
-                                            .bias = bias_read(arena, state, "fc", (int)fc->shape[0])});
+                                            .n_inputs = 1,
+                                            .inputs = &node,
+                                            .gemm = {.alpha = 1, .beta = 1, .flatten = true},
+                                            .weight = {{2, {(int)fc->shape[0], (int)fc->shape[1]}},
+                                                       floats(arena, state, fc)},
+                                            .bias = {shape_vector((int)fc->shape[0]),
+                                                     bias_read(arena, state, "fc", (int)fc->shape[0])}});
     return graph;
 }

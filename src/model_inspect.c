@@ -8,10 +8,11 @@
 #include "dataset.h"
 #include "error.h"
 #include "model.h"
+#include "onnx.h"
 #include "pth.h"
 #include "sha256.h"
 
-enum { NOMINAL = 64, NAME_WIDTH = 28 };
+enum { NOMINAL = 64, NOMINAL_ONNX = 224, NAME_WIDTH = 28 };
 
 static void print_shape(const Tensor *tensor) {
     printf("(");
@@ -62,10 +63,10 @@ static void print_layers(const Graph *graph) {
         char window[32] = "";
         if (node->op == OP_CONV || node->op == OP_MAX_POOL)
             snprintf(window, sizeof window, "%d x %d", node->window.kernel_height, node->window.kernel_width);
-        printf("%-10s  %-20s  %-7s  (%d", node->name, graph_op_name(node->op), window, node->shape.channels);
+        printf("%-10s  %-20s  %-7s  (%d", node->name, graph_op_name(node->op), window, shape_channels(node->shape));
         if (shape_is_spatial(node->shape)) {
-            print_size('H', node->shape.height);
-            print_size('W', node->shape.width);
+            print_size('H', shape_height(node->shape));
+            print_size('W', shape_width(node->shape));
             printf(")\n");
         } else {
             printf(",)\n");
@@ -73,10 +74,29 @@ static void print_layers(const Graph *graph) {
     }
 }
 
+/* With branches, so each layer says what it reads; sizes are those for one size of image. */
+static void print_graph(const Graph *graph) {
+    char text[64];
+    printf("\n%-32s  %-22s  %-16s  reads\n", "layer", "operation", "output");
+    for (int i = 0; i < graph->count; i++) {
+        const Node *node = &graph->nodes[i];
+        printf("%-32s  %-22s  %-16s ", node->name, graph_op_name(node->op), shape_text(text, node->shape));
+        for (int k = 0; k < node->n_inputs; k++)
+            printf(" %s", graph->nodes[node->inputs[k]].name);
+        printf("\n");
+    }
+}
+
 void model_inspect(const char *path) {
     Arena *arena = arena_new();
     size_t size;
     const void *bytes = dataset_file_bytes(arena, path, &size);
+    if (onnx_is(bytes, size)) {
+        const Shape image = onnx_print(bytes, size, path, shape_chw(3, NOMINAL_ONNX, NOMINAL_ONNX));
+        print_graph(model_open(arena, bytes, size, path, image, NULL)->graph);
+        arena_free(arena);
+        return;
+    }
     Arena *tensors = arena_new(); /* apart, and gone before the model is made: one copy of the weights at a time */
     const StateDict *state = pth_read(tensors, bytes, size, path);
     print_file(state, bytes, size);
@@ -86,6 +106,6 @@ void model_inspect(const char *path) {
     int channels = has_channels ? (int)first->shape[1] : 1;
     arena_free(tensors);
 
-    print_layers(model_open(arena, bytes, size, path, (Shape){channels, NOMINAL, NOMINAL})->graph);
+    print_layers(model_open(arena, bytes, size, path, shape_chw(channels, NOMINAL, NOMINAL), NULL)->graph);
     arena_free(arena);
 }

@@ -32,7 +32,7 @@ typedef struct {
 
 static const Row table[] = {
     {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, COMMAND_RUN | COMMAND_INSPECT, false, "FILE",
-     "trained network: .pth/.pt state_dict"},
+     "trained network: .onnx, or .pth/.pt state_dict of the notebook's CNN"},
     {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH, false, "FILE",
      "IDX, IDX.gz, .npy, .npz:KEY or FILE.nc:VARIABLE; (N,H,W) or (N,C,H,W)"},
     {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
@@ -53,6 +53,8 @@ static const Row table[] = {
     {"std", KIND_LIST, FIELD(std), "1", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
     {"samples", KIND_TEXT, FIELD(samples), "all", 0, 0, BOTH, true, "N|A:B|all",
      "the first N, or file positions A to B (without B)"},
+    {"logits-node", KIND_TEXT, FIELD(logits_node), NULL, 0, 0, COMMAND_RUN, true, "NAME",
+     "node of the .onnx file taken as the output; default: its own, before a final softmax"},
     {"embed", KIND_LIST, FIELD(embed), "logits", 0, 0, COMMAND_RUN, true, "L[,L...]|all",
      "layers to map by PCA and t-SNE"},
     {"pca", KIND_INT, FIELD(pca), NULL, 0, 4096, BOTH, true, "K", "principal components kept; 0 = none; default 2"},

@@ -28,6 +28,7 @@ typedef struct {
     const char *samples;              /* "N" or "A:B" */
     int64_t samples_from, samples_to; /* of `samples`; to = -1: all */
 
+    const char *logits_node; /* NULL: the network's own output */
     List embed;
     int pca, tsne; /* dimensions; 0 = none. -1 (pca, not given): 2, and fewer where a layer is narrower */
     bool pca_given, tsne_given;

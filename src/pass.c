@@ -62,7 +62,7 @@ static void pass_memory(Pass *pass) {
     pass->plan = graph_plan(pass->arena, graph, pass->batch, pass->want_value, pass->want_gradient);
     size_t outputs = (size_t)shape_size(graph->nodes[graph->logits].shape), cells = 1, B = (size_t)pass->batch;
     for (int m = 0; m < pass->method_count; m++) {
-        size_t map = (size_t)pass->methods[m].layer.height * pass->methods[m].layer.width;
+        size_t map = (size_t)shape_height(pass->methods[m].layer) * shape_width(pass->methods[m].layer);
         cells = map > cells ? map : cells;
     }
     pass->work = ARENA_ARRAY(pass->arena, struct LaneWork, pass->lanes, "lanes");

@@ -4,6 +4,8 @@
  * array is a slot with the first and the last time it is touched; slots whose times do not meet share memory (largest
  * first, each at the lowest free place), elementwise steps work in place. So a lane needs about the largest two or
  * three values of a batch, which for small batches fit a core's cache. What was asked for lives to the end.
+ * A gradient is in the layout of its value. The last node that reads a value writes its gradient, those before add
+ * theirs, in falling order of their indices, through a part of their own.
  * Planning is quadratic in the number of nodes and done once per process. */
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +20,25 @@ typedef struct {
     int from, to;
 } Slot;
 
+/* A value read by a step. */
+typedef struct {
+    int node;
+    bool flows;  /* a gradient goes there */
+    bool direct; /* ... written where it belongs: the first there, in the same layout */
+    bool first;  /* ... before any other */
+    int part;    /* slot of what is not direct */
+} Edge;
+
 typedef struct {
     Step step;
-    int reads;                    /* node index; past a fused batch norm */
+    int n;
+    Edge *edges;                  /* (n) past a fused batch norm */
+    Shape *in;                    /* (n), as step wants them */
+    Layout *laid;                 /* (n) */
+    bool *flows_to;               /* (n) */
     bool runs;                    /* in forward */
-    bool flows;                   /* backward runs from this node to the one it reads */
+    bool graded;                  /* has a gradient */
+    bool flows;                   /* backward runs from this node to some it reads */
     int value, plain, saved;      /* slots: value in its own layout; its NCHW copy (same slot if it is NCHW) */
     int gradient, plain_gradient; /* slots; only the ones needed */
     bool value_wanted, gradient_wanted;
@@ -39,6 +55,7 @@ struct Plan {
     size_t lane_bytes;
 };
 
+static void make_places(Plan *plan, Arena *arena);
 static void mark(Plan *plan, const bool *want_value, const bool *want_gradient);
 static void fuse(Plan *plan);
 static void prepare(Plan *plan);
@@ -53,8 +70,7 @@ Plan *graph_plan(Arena *arena, const Graph *graph, int batch, const bool *want_v
     Plan *plan = ARENA_ARRAY(arena, Plan, 1, "memory plan");
     plan->graph = graph;
     plan->batch = batch;
-    plan->places = ARENA_ARRAY(arena, Place, graph->count, "memory plan");
-    plan->slots = ARENA_ARRAY(arena, Slot, 5 * (int64_t)graph->count + 1, "memory plan");
+    make_places(plan, arena);
     mark(plan, want_value, want_gradient);
     fuse(plan);
     prepare(plan);
@@ -66,9 +82,11 @@ Plan *graph_plan(Arena *arena, const Graph *graph, int batch, const bool *want_v
 }
 
 void graph_plan_free(Plan *plan) {
-    for (int i = 0; plan && i < plan->graph->count; i++)
-        if (plan->places[i].runs)
-            graph_op(plan->graph->nodes[i].op)->release(&plan->places[i].step);
+    for (int i = 0; plan && i < plan->graph->count; i++) {
+        const Op *op = graph_op(plan->graph->nodes[i].op);
+        if (plan->places[i].runs && op->release)
+            op->release(&plan->places[i].step);
+    }
 }
 
 size_t graph_lane_bytes(const Plan *plan) {
@@ -77,31 +95,60 @@ size_t graph_lane_bytes(const Plan *plan) {
 
 /* ---- What has to run -------------------------------------------------------------------------------------------- */
 
+static void make_places(Plan *plan, Arena *arena) {
+    const Graph *g = plan->graph;
+    int64_t edges = 0;
+    plan->places = ARENA_ARRAY(arena, Place, g->count, "memory plan");
+    for (int i = 0; i < g->count; i++) {
+        Place *p = &plan->places[i];
+        const int n = p->n = g->nodes[i].n_inputs;
+        p->edges = ARENA_ARRAY(arena, Edge, n, "memory plan");
+        p->in = ARENA_ARRAY(arena, Shape, n, "memory plan");
+        p->laid = ARENA_ARRAY(arena, Layout, n, "memory plan");
+        p->flows_to = ARENA_ARRAY(arena, bool, n, "memory plan");
+        for (int k = 0; k < n; k++)
+            p->edges[k] = (Edge){.node = g->nodes[i].inputs[k], .part = NONE};
+        edges += n;
+    }
+    plan->slots = ARENA_ARRAY(arena, Slot, 5 * (int64_t)g->count + edges + 1, "memory plan");
+}
+
+/* Runs: what a wanted value, or the logits where a gradient is wanted, depends on. Graded: what the logits depend on
+ * and a wanted gradient leads to. */
 static void mark(Plan *plan, const bool *want_value, const bool *want_gradient) {
     const Graph *g = plan->graph;
     plan->lowest = NONE;
-    for (int i = g->count - 1; i >= 0; i--) {
+    for (int i = 0; i < g->count; i++) {
         Place *p = &plan->places[i];
-        p->reads = g->nodes[i].input;
         p->value_wanted = want_value[i];
         p->gradient_wanted = want_gradient[i];
         p->value = p->plain = p->saved = p->gradient = p->plain_gradient = NONE;
-        plan->lowest = want_gradient[i] ? i : plan->lowest;
+        if (want_gradient[i] && plan->lowest == NONE)
+            plan->lowest = i;
+        p->graded = want_gradient[i]; /* for now: leads to a wanted one */
+        for (int k = 0; k < p->n; k++)
+            p->graded |= plan->places[p->edges[k].node].graded;
     }
-    for (int i = g->count - 1; i >= 0; i--)
-        if (want_value[i] || i == 0 || (i == g->logits && plan->lowest != NONE))
-            for (int n = i; n != NONE; n = g->nodes[n].input)
-                plan->places[n].runs = true;
-    if (plan->lowest == NONE)
-        return;
-    /* Every node reads one other, so a single path leads from the logits to the input. */
-    int n = g->logits;
-    for (; n > plan->lowest; n = g->nodes[n].input)
-        plan->places[n].flows = true;
-    for (int i = 0; i < g->count; i++)
-        if (want_gradient[i] && !plan->places[i].flows && i != n)
+    for (int i = g->count - 1; i >= 0; i--) {
+        Place *p = &plan->places[i];
+        p->runs |= want_value[i] || i == 0 || (i == g->logits && plan->lowest != NONE);
+        for (int k = 0; p->runs && k < p->n; k++)
+            plan->places[p->edges[k].node].runs = true;
+    }
+    for (int i = g->count - 1; i >= 0; i--) {
+        Place *p = &plan->places[i];
+        p->graded &= i == g->logits || p->flows; /* flows, for now: read by one the logits depend on */
+        p->flows = false;
+        for (int k = 0; k < p->n; k++) {
+            Place *r = &plan->places[p->edges[k].node];
+            p->edges[k].flows = p->flows_to[k] = p->graded && r->graded;
+            p->flows |= p->edges[k].flows;
+            r->flows |= p->graded;
+        }
+        if (want_gradient[i] && !p->graded)
             die("layer %s: its gradient was asked for, and the output %s does not depend on it: choose another layer",
                 g->nodes[i].name, g->nodes[g->logits].name);
+    }
 }
 
 /* A batch norm that only a relu reads, and nobody asked for, is done by the relu. */
@@ -109,19 +156,22 @@ static void fuse(Plan *plan) {
     const Graph *g = plan->graph;
     for (int i = 1; i < g->count; i++) {
         Place *p = &plan->places[i];
-        const int norm = g->nodes[i].input;
-        const Place *q = &plan->places[norm];
-        if (!p->runs || g->nodes[i].op != OP_RELU || g->nodes[norm].op != OP_BATCH_NORM || norm == g->logits ||
-            q->value_wanted || q->gradient_wanted)
+        if (!p->runs || g->nodes[i].op != OP_RELU)
+            continue;
+        const int norm = p->edges[0].node;
+        Place *q = &plan->places[norm];
+        if (g->nodes[norm].op != OP_BATCH_NORM || norm == g->logits || q->value_wanted || q->gradient_wanted)
             continue;
         int readers = 0;
         for (int j = norm + 1; j < g->count; j++)
-            readers += plan->places[j].runs && g->nodes[j].input == norm;
+            for (int k = 0; plan->places[j].runs && k < plan->places[j].n; k++)
+                readers += plan->places[j].edges[k].node == norm;
         if (readers > 1)
             continue;
         p->step.fused = &g->nodes[norm];
-        p->reads = g->nodes[norm].input;
-        plan->places[norm].runs = plan->places[norm].flows = false;
+        p->edges[0] = q->edges[0];
+        p->flows_to[0] = q->flows_to[0];
+        q->runs = q->flows = q->graded = false;
     }
 }
 
@@ -131,15 +181,19 @@ static void prepare(Plan *plan) {
         Place *p = &plan->places[i];
         if (!p->runs)
             continue;
-        const Op *op = graph_op(g->nodes[i].op);
-        p->step.node = &g->nodes[i];
-        p->step.batch = plan->batch;
-        p->step.backward = p->flows;
-        if (p->reads != NONE) {
-            p->step.input = &g->nodes[p->reads];
-            p->step.in_layout = op->plain_input ? LAYOUT_PLAIN : plan->places[p->reads].step.layout;
+        for (int k = 0; k < p->n; k++) {
+            p->in[k] = g->nodes[p->edges[k].node].shape;
+            p->laid[k] = plan->places[p->edges[k].node].step.layout;
         }
-        op->prepare(&p->step);
+        p->step = (Step){.node = &g->nodes[i],
+                         .fused = p->step.fused,
+                         .n = p->n,
+                         .in = p->in,
+                         .laid = p->laid,
+                         .flows = p->flows_to,
+                         .batch = plan->batch,
+                         .backward = p->flows};
+        graph_op(g->nodes[i].op)->prepare(&p->step);
     }
 }
 
@@ -165,8 +219,18 @@ static void keep_until(Plan *plan, int slot, int time) {
 }
 
 static size_t bytes_of(const Plan *plan, int node, Layout layout) {
-    const Shape s = plan->graph->nodes[node].shape;
-    return k_value_bytes(layout, plan->batch, s.channels, s.height, s.width);
+    const Sides s = graph_sides(plan->graph->nodes[node].shape);
+    return k_value_bytes(layout, plan->batch, s.C, s.H, s.W);
+}
+
+/* The layout in which a step reads the value of an edge, and the slot where it lies so. */
+static Layout read_layout(const Plan *plan, const Place *p, int k) {
+    return p->step.reads_plain ? LAYOUT_PLAIN : plan->places[p->edges[k].node].step.layout;
+}
+
+static int read_slot(const Plan *plan, const Place *p, int k) {
+    const Place *r = &plan->places[p->edges[k].node];
+    return p->step.reads_plain ? r->plain : r->value;
 }
 
 static void assign_forward(Plan *plan) {
@@ -190,11 +254,12 @@ static void assign_forward(Plan *plan) {
             p->saved = new_slot(plan, p->step.saved_bytes, i);
             keep_until(plan, p->saved, backward_time(plan, i));
         }
-        if (p->reads != NONE) {
-            Place *r = &plan->places[p->reads];
-            if (op->plain_input && r->plain == NONE)
-                r->plain = new_slot(plan, bytes_of(plan, p->reads, LAYOUT_PLAIN), p->reads);
-            keep_until(plan, op->plain_input ? r->plain : r->value, i);
+        for (int k = 0; k < p->n; k++) {
+            const int node = p->edges[k].node;
+            Place *r = &plan->places[node];
+            if (p->step.reads_plain && r->plain == NONE)
+                r->plain = new_slot(plan, bytes_of(plan, node, LAYOUT_PLAIN), node);
+            keep_until(plan, read_slot(plan, p, k), op->keeps_inputs && p->flows ? backward_time(plan, i) : i);
         }
         scratch = p->step.scratch_bytes > scratch ? p->step.scratch_bytes : scratch;
     }
@@ -205,32 +270,42 @@ static void assign_forward(Plan *plan) {
     keep_until(plan, plan->scratch, the_end(plan));
 }
 
-/* The gradient of node `i`, written at `time`: in its own layout where it flows on, in NCHW where asked for or where
- * the node above gives it so. */
-static void assign_gradient(Plan *plan, int i, int time, bool comes_plain) {
+/* Room for the gradient of node `i`, first written at `time`; complete when its own turn comes. */
+static void assign_gradient(Plan *plan, int i, int time) {
     Place *p = &plan->places[i];
-    bool is_plain = p->step.layout == LAYOUT_PLAIN;
-    if (p->flows || is_plain || !comes_plain) {
-        p->gradient = new_slot(plan, bytes_of(plan, i, p->step.layout), time);
-        if (p->flows)
-            keep_until(plan, p->gradient, backward_time(plan, i));
-    }
-    if (is_plain)
-        p->plain_gradient = p->gradient;
-    else if (comes_plain || p->gradient_wanted)
-        p->plain_gradient = new_slot(plan, bytes_of(plan, i, LAYOUT_PLAIN), time);
-    if (p->gradient_wanted)
-        keep_until(plan, p->plain_gradient, the_end(plan));
+    const bool is_plain = p->step.layout == LAYOUT_PLAIN;
+    p->gradient = new_slot(plan, bytes_of(plan, i, p->step.layout), time);
+    if (p->flows || p->gradient_wanted)
+        keep_until(plan, p->gradient, backward_time(plan, i));
+    if (!p->gradient_wanted)
+        return;
+    p->plain_gradient =
+        is_plain ? p->gradient : new_slot(plan, bytes_of(plan, i, LAYOUT_PLAIN), backward_time(plan, i));
+    keep_until(plan, p->plain_gradient, the_end(plan));
 }
 
 static void assign_backward(Plan *plan) {
     if (plan->lowest == NONE)
         return;
     const Graph *g = plan->graph;
-    assign_gradient(plan, g->logits, g->count, true);
-    for (int i = g->logits; i > plan->lowest; i--)
-        if (plan->places[i].flows)
-            assign_gradient(plan, plan->places[i].reads, backward_time(plan, i), graph_op(g->nodes[i].op)->plain_input);
+    assign_gradient(plan, g->logits, g->count);
+    for (int i = g->logits; i > plan->lowest; i--) {
+        const Place *p = &plan->places[i];
+        for (int k = 0; p->flows && k < p->n; k++) {
+            Edge *e = &p->edges[k];
+            if (!e->flows)
+                continue;
+            const Layout own = plan->places[e->node].step.layout, layout = read_layout(plan, p, k);
+            const int now = backward_time(plan, i);
+            e->first = plan->places[e->node].gradient == NONE;
+            e->direct = e->first && layout == own;
+            if (e->first)
+                assign_gradient(plan, e->node, now);
+            keep_until(plan, plan->places[e->node].gradient, now);
+            if (!e->direct)
+                e->part = new_slot(plan, bytes_of(plan, e->node, layout), now);
+        }
+    }
 }
 
 /* An elementwise step writes where it read, when nobody reads that again. */
@@ -238,18 +313,25 @@ static void work_in_place(Plan *plan) {
     const Graph *g = plan->graph;
     for (int i = 1; i < g->count; i++) {
         Place *p = &plan->places[i];
-        const Place *r = p->runs ? &plan->places[p->reads] : NULL;
-        if (!r || !graph_op(g->nodes[i].op)->in_place || plan->slots[r->value].to != i)
-            continue;
-        keep_until(plan, r->value, plan->slots[p->value].to);
-        plan->slots[p->value].bytes = 0;
-        p->plain = p->plain == p->value ? r->value : p->plain;
-        p->value = r->value;
+        for (int k = 0; p->runs && graph_op(g->nodes[i].op)->in_place && k < p->n; k++) {
+            const int slot = read_slot(plan, p, k);
+            if (plan->slots[slot].to != i || shape_size(p->in[k]) != shape_size(g->nodes[i].shape) ||
+                read_layout(plan, p, k) != p->step.layout)
+                continue;
+            keep_until(plan, slot, plan->slots[p->value].to);
+            plan->slots[p->value].bytes = 0;
+            p->plain = p->plain == p->value ? slot : p->plain;
+            p->value = slot;
+            break;
+        }
     }
     for (int i = g->count - 1; i > plan->lowest && plan->lowest != NONE; i--) {
         const Place *p = &plan->places[i];
-        Place *r = p->flows ? &plan->places[p->reads] : NULL;
-        if (!r || !graph_op(g->nodes[i].op)->in_place || plan->slots[p->gradient].to != backward_time(plan, i))
+        if (!p->flows || p->n != 1 || !graph_op(g->nodes[i].op)->in_place || !p->edges[0].direct)
+            continue;
+        Place *r = &plan->places[p->edges[0].node];
+        if (plan->slots[p->gradient].to != backward_time(plan, i) ||
+            shape_size(p->in[0]) != shape_size(g->nodes[i].shape) || r->step.layout != p->step.layout)
             continue;
         keep_until(plan, p->gradient, plan->slots[r->gradient].to);
         plan->slots[r->gradient].bytes = 0;
@@ -300,61 +382,87 @@ float *graph_input(const Plan *plan, Lane *lane) {
     return at(plan, lane, plan->places[0].value);
 }
 
+enum { FEW = 64 }; /* values read by a node whose pointers lie on the stack */
+
+static void forward_step(const Plan *plan, Lane *lane, int i, const float **in) {
+    const Place *p = &plan->places[i];
+    for (int k = 0; k < p->n; k++)
+        in[k] = at(plan, lane, read_slot(plan, p, k));
+    const ForwardArgs args = {.out = at(plan, lane, p->value),
+                              .in = in,
+                              .saved = at(plan, lane, p->saved),
+                              .scratch = at(plan, lane, plan->scratch)};
+    graph_op(plan->graph->nodes[i].op)->forward(&p->step, lane, &args);
+    const Sides s = graph_sides(plan->graph->nodes[i].shape);
+    if (p->plain != NONE && p->plain != p->value)
+        k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.C, s.H, s.W);
+}
+
 void graph_forward(const Plan *plan, Lane *lane) {
-    const Graph *g = plan->graph;
-    for (int i = 0; i < g->count; i++) {
+    const float *few[FEW];
+    for (int i = 0; i < plan->graph->count; i++) {
         const Place *p = &plan->places[i];
         if (!p->runs)
             continue;
-        const Op *op = graph_op(g->nodes[i].op);
-        const Place *r = p->reads == NONE ? p : &plan->places[p->reads];
-        const ForwardArgs args = {.out = at(plan, lane, p->value),
-                                  .in = at(plan, lane, op->plain_input ? r->plain : r->value),
-                                  .saved = at(plan, lane, p->saved),
-                                  .scratch = at(plan, lane, plan->scratch)};
-        op->forward(&p->step, lane, &args);
-        const Shape s = g->nodes[i].shape;
-        if (p->plain != NONE && p->plain != p->value)
-            k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.channels, s.height,
-                       s.width);
+        const float **in = p->n <= FEW ? few : malloc((size_t)p->n * sizeof *in);
+        if (!in)
+            die("memory: not enough for a layer that reads %d values", p->n);
+        forward_step(plan, lane, i, in);
+        if (in != few)
+            free(in);
     }
 }
 
-/* Node i's gradient has just been written, in NCHW or in its own layout: give it the other where needed. */
-static void complete_gradient(const Plan *plan, Lane *lane, int i, bool came_plain) {
+static void backward_step(const Plan *plan, Lane *lane, int i, const float **in, float **din) {
     const Place *p = &plan->places[i];
-    const Shape s = plan->graph->nodes[i].shape;
-    if (p->gradient == NONE || p->plain_gradient == NONE || p->gradient == p->plain_gradient)
-        return;
-    float *own = at(plan, lane, p->gradient), *plain = at(plan, lane, p->plain_gradient);
-    if (came_plain)
-        k_from_plain(lane, own, p->step.layout, plain, plan->batch, s.channels, s.height, s.width);
-    else
-        k_to_plain(lane, plain, own, p->step.layout, plan->batch, s.channels, s.height, s.width);
+    for (int k = 0; k < p->n; k++) {
+        const Edge *e = &p->edges[k];
+        in[k] = at(plan, lane, read_slot(plan, p, k));
+        din[k] = !e->flows ? NULL : at(plan, lane, e->direct ? plan->places[e->node].gradient : e->part);
+    }
+    const BackwardArgs args = {.din = din,
+                               .dout = at(plan, lane, p->gradient),
+                               .out = at(plan, lane, p->value),
+                               .in = in,
+                               .saved = at(plan, lane, p->saved),
+                               .scratch = at(plan, lane, plan->scratch)};
+    graph_op(plan->graph->nodes[i].op)->backward(&p->step, lane, &args);
+    for (int k = 0; k < p->n; k++) {
+        const Edge *e = &p->edges[k];
+        const Place *r = &plan->places[e->node];
+        const Sides s = graph_sides(plan->graph->nodes[e->node].shape);
+        if (e->flows && !e->direct)
+            k_accumulate(lane, at(plan, lane, r->gradient), r->step.layout, din[k], read_layout(plan, p, k), e->first,
+                         plan->batch, s.C, s.H, s.W);
+    }
 }
 
 void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
     if (plan->lowest == NONE)
         return;
     const Graph *g = plan->graph;
-    const Place *logits = &plan->places[g->logits];
-    const Shape k = g->nodes[g->logits].shape;
-    k_to_plain(lane, at(plan, lane, logits->plain_gradient), seed, LAYOUT_PLAIN, plan->batch, k.channels, k.height,
-               k.width);
-    complete_gradient(plan, lane, g->logits, true);
-    for (int i = g->logits; i > plan->lowest; i--) {
+    const float *few_in[FEW];
+    float *few_din[FEW];
+    for (int i = g->logits; i >= plan->lowest; i--) {
         const Place *p = &plan->places[i];
+        const Sides s = graph_sides(g->nodes[i].shape);
+        if (i == g->logits)
+            k_from_plain(lane, at(plan, lane, p->gradient), p->step.layout, seed, plan->batch, s.C, s.H, s.W);
+        if (p->graded && p->gradient_wanted && p->gradient != p->plain_gradient)
+            k_to_plain(lane, at(plan, lane, p->plain_gradient), at(plan, lane, p->gradient), p->step.layout,
+                       plan->batch, s.C, s.H, s.W);
         if (!p->flows)
             continue;
-        const Op *op = graph_op(g->nodes[i].op);
-        const Place *r = &plan->places[p->reads];
-        const BackwardArgs args = {.din = at(plan, lane, op->plain_input ? r->plain_gradient : r->gradient),
-                                   .dout = at(plan, lane, p->gradient),
-                                   .out = at(plan, lane, p->value),
-                                   .saved = at(plan, lane, p->saved),
-                                   .scratch = at(plan, lane, plan->scratch)};
-        op->backward(&p->step, lane, &args);
-        complete_gradient(plan, lane, p->reads, op->plain_input);
+        const bool few = p->n <= FEW;
+        const float **in = few ? few_in : malloc((size_t)p->n * sizeof *in);
+        float **din = few ? few_din : malloc((size_t)p->n * sizeof *din);
+        if (!in || !din)
+            die("memory: not enough for a layer that reads %d values", p->n);
+        backward_step(plan, lane, i, in, din);
+        if (!few) {
+            free(in);
+            free(din);
+        }
     }
 }
 

@@ -42,7 +42,7 @@ typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
 typedef struct {
     MethodKind kind;
     int node;           /* whose value or gradient is looked at; the input for saliency */
-    Shape layer;        /* of that node; the map is (layer.height, layer.width) */
+    Shape layer;        /* of that node; the map is its height and width */
     char variable[128]; /* in the results file */
 } Method;
 

@@ -24,12 +24,13 @@ void ref_global_average_backward(double *din, const double *dout, int B, int C, 
 void ref_linear(double *out, const double *in, const float *weight, const float *bias, int B, int inputs, int outputs);
 void ref_linear_backward(double *din, const double *dout, const float *weight, int B, int inputs, int outputs);
 
-/* One node, from its input's value; a whole network: values[i], gradients[i] (B * shape_size of node i), values[0] and
- * the gradient of the logits given. */
-void ref_node(double *out, const double *in, const Node *node, Shape in_shape, int B);
+/* One node, from the values it reads (of shapes in_shape). Backward: of the layers above only; other operations are
+ * differentiated by finite differences of this. A whole network: values[i], gradients[i] (B * shape_size of node i),
+ * values[0 .. from - 1] and the gradient of the logits given; ref_graph_backward: of a chain of the layers above. */
+void ref_node(double *out, const double *const *in, const Node *node, const Shape *in_shape, int B);
 void ref_node_backward(double *din, const double *dout, const double *out, const double *in, const Node *node,
                        Shape in_shape, int B);
-void ref_graph(double **values, const Graph *graph, int B);
+void ref_graph(double **values, const Graph *graph, int from, int B);
 void ref_graph_backward(double **gradients, double *const *values, const Graph *graph, int B);
 
 #endif

@@ -39,30 +39,32 @@ static float *numbers(int64_t count) {
 
 static Graph *start(int channels, int height, int width) {
     Graph *g = graph_new(arena, NODES_MAX);
-    graph_add(g, (Node){.op = OP_INPUT, .name = "input", .input = -1, .shape = {channels, height, width}});
+    graph_add(g, (Node){.op = OP_INPUT, .name = "input", .shape = shape_chw(channels, height, width)});
     return g;
 }
 
 static int add(Graph *g, OpKind op, ConvShape window, int outputs) {
     const Shape in = g->nodes[g->count - 1].shape;
-    Node n = {.op = op,
-              .name = arena_printf(arena, "node%d", g->count),
-              .input = g->count - 1,
-              .window = window,
-              .outputs = outputs};
+    const int from = g->count - 1, C = in.dim[0];
+    Node n = {.op = op, .name = arena_printf(arena, "node%d", g->count), .n_inputs = 1, .inputs = &from};
     switch (op) {
     case OP_CONV:
-        n.weight = numbers((int64_t)window.out_channels * in.channels * window.kernel_height * window.kernel_width);
-        n.bias = numbers(window.out_channels);
+        n.window = window;
+        n.weight.shape = (Shape){4, {window.out_channels, C, window.kernel_height, window.kernel_width}};
+        n.weight.values = numbers(shape_size(n.weight.shape));
+        n.bias = (Constant){shape_vector(window.out_channels), numbers(window.out_channels)};
         break;
     case OP_LINEAR:
-        n.weight = numbers(shape_size(in) * outputs);
-        n.bias = numbers(outputs);
+        n.gemm.alpha = n.gemm.beta = 1;
+        n.gemm.flatten = true;
+        n.weight = (Constant){{2, {outputs, (int)shape_size(in)}}, numbers(shape_size(in) * outputs)};
+        n.bias = (Constant){shape_vector(outputs), numbers(outputs)};
         break;
     case OP_BATCH_NORM:
-        n.weight = numbers(in.channels);
-        n.bias = numbers(in.channels);
+        n.weight = (Constant){shape_vector(C), numbers(C)};
+        n.bias = (Constant){shape_vector(C), numbers(C)};
         break;
+    case OP_MAX_POOL: n.window = window; break;
     default: break;
     }
     return graph_add(g, n);
@@ -219,7 +221,7 @@ static void reference(const Graph *g, double **values, double **gradients, const
         values[0][i] = x[i];
     for (int64_t i = 0; i < samples * size_of(g, g->logits); i++)
         gradients[g->logits][i] = seed[i];
-    ref_graph(values, g, samples);
+    ref_graph(values, g, 1, samples);
     ref_graph_backward(gradients, values, g, samples);
 }
 
@@ -268,7 +270,7 @@ static void test_finite_differences(void **state) {
         for (int side = -1; side <= 1; side += 2) {
             for (int64_t i = 0; i < size_of(g, 0); i++)
                 values[0][i] = x[i] + side * step * direction[i];
-            ref_graph(values, g, 1);
+            ref_graph(values, g, 1, 1);
             for (int64_t k = 0; k < size_of(g, g->logits); k++)
                 measured += side * values[g->logits][k] * seed[k] / (2 * step);
         }
@@ -356,7 +358,9 @@ static void test_branch(void **state) {
     (void)state;
     enum { SAMPLES = 2 };
     Graph *g = make_network(0);
-    const int logits = g->logits, side = graph_add(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "side", .input = 2});
+    const int logits = g->logits,
+              side = graph_add(
+                  g, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "side", .n_inputs = 1, .inputs = (int[]){2}});
     g->logits = logits;
     const float *x = numbers(SAMPLES * size_of(g, 0)), *seed = numbers(SAMPLES * size_of(g, logits));
     bool two[NODES_MAX] = {0}, path[NODES_MAX];
@@ -382,7 +386,12 @@ static void refused(const char *expected) {
 
 static void refused_node(Node node, const char *expected) {
     Graph *g = start(3, 8, 6);
+    const int zero = 0;
     node.name = "odd";
+    if (node.op != OP_INPUT && node.n_inputs == 0)
+        node.n_inputs = 1;
+    if (!node.inputs)
+        node.inputs = &zero;
     if (!error_caught())
         graph_add(g, node);
     refused(expected);
@@ -392,35 +401,50 @@ static void refused_node(Node node, const char *expected) {
 
 static void test_refused_nodes(void **state) {
     (void)state;
-    const ConvShape good = {
-        .out_channels = 4, .kernel_height = 3, .kernel_width = 3, .stride_height = 1, .stride_width = 1};
+    const ConvShape good = {.kernel_height = 3, .kernel_width = 3, .stride_height = 1, .stride_width = 1};
+    const Constant weight = {{4, {4, 3, 3, 3}}, NULL};
     ConvShape w = good;
-    w.kernel_width = 7;
-    refused_node((Node){.op = OP_CONV, .window = w}, "expected at least the kernel's 3 x 7");
+    w.dilation_width = 4;
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "expected at least the kernel's 3 x 9");
+    w = good, w.groups = 2;
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "2 groups");
+    w = good, w.groups = -1;
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "-1 groups");
+    refused_node((Node){.op = OP_CONV, .window = good, .weight = {{4, {4, 2, 3, 3}}, NULL}}, "expected 3 channels");
     w = good, w.stride_height = 0;
-    refused_node((Node){.op = OP_CONV, .window = w}, "strides 0 x 1");
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "strides 0 x 1");
     w = good, w.pad_left = -1;
-    refused_node((Node){.op = OP_CONV, .window = w}, "padding 0, -1, 0, 0");
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "padding 0, -1, 0, 0");
     w = good, w.pad_top = w.pad_bottom = INT32_MAX;
-    refused_node((Node){.op = OP_CONV, .window = w}, "2147483647");
-    w = good, w.out_channels = 0;
-    refused_node((Node){.op = OP_CONV, .window = w}, "0 x 6 x 4");
-    w = good, w.out_channels = INT32_MAX;
-    refused_node((Node){.op = OP_CONV, .window = w}, "2147483647 x 3 x 3 x 3 weights");
-    w = good, w.kernel_height = w.kernel_width = 1, w.out_channels = 70000000;
-    refused_node((Node){.op = OP_CONV, .window = w}, "less than 2^31 values");
+    refused_node((Node){.op = OP_CONV, .window = w, .weight = weight}, "2147483647");
+    refused_node((Node){.op = OP_CONV, .window = good, .weight = {{4, {0, 3, 3, 3}}, NULL}}, "(0, 6, 4)");
+    refused_node((Node){.op = OP_CONV, .window = good, .weight = {{4, {INT32_MAX, 3, 3, 3}}, NULL}},
+                 "2147483647 x 3 x 3 x 3 weights");
+    refused_node((Node){.op = OP_CONV, .window = good, .weight = {{4, {70000000, 3, 1, 1}}, NULL}},
+                 "less than 2^31 values");
     w = good, w.pad_right = 3;
     refused_node((Node){.op = OP_MAX_POOL, .window = w}, "padding as large as the kernel");
-    refused_node((Node){.op = OP_LINEAR, .outputs = 0}, "0 x 1 x 1");
-    refused_node((Node){.op = OP_RELU, .input = 1}, "reads layer 1");
-    refused_node((Node){.op = OP_RELU, .input = -1}, "reads layer -1");
-    refused_node((Node){.op = OP_INPUT, .input = -1, .shape = {1, 1, 1}}, "reads layer -1");
+    refused_node((Node){.op = OP_LINEAR, .gemm.flatten = true, .weight = {{2, {0, 144}}, NULL}}, "(0)");
+    refused_node((Node){.op = OP_LINEAR, .gemm.flatten = true, .weight = {{2, {9, 6}}, NULL}}, "expected 144 inputs");
+    refused_node((Node){.op = OP_RELU, .inputs = (int[]){1}}, "reads layer 1");
+    refused_node((Node){.op = OP_RELU, .inputs = (int[]){-1}}, "reads layer -1");
+    refused_node((Node){.op = OP_RELU, .n_inputs = 2, .inputs = (int[]){0, 0}}, "reads 2 values");
+    refused_node((Node){.op = OP_INPUT, .shape = {3, {1, 1, 1}}}, "one Input in front");
+    refused_node((Node){.op = OP_ADD, .operand = {{1, {5}}, numbers(5)}}, "(3, 8, 6) and (5)");
+    refused_node((Node){.op = OP_ADD}, "two or a constant");
+    refused_node((Node){.op = OP_CONCAT, .along.axis = 3}, "axis 3");
+    refused_node((Node){.op = OP_RESHAPE, .target = {2, {12, 13}}}, "(12, 13)");
+    refused_node((Node){.op = OP_TRANSPOSE, .perm = {0, 0, 1}}, "axis 0 is there twice");
+    refused_node((Node){.op = OP_SLICE, .slice = {{0, 0, 4}, {1, 1, 1}, {3, 8, 3}}}, "3 values from 4");
+    refused_node((Node){.op = OP_PAD, .pad = {.mode = PAD_REFLECT, .before = {0, 0, 6}}}, "padding of 6 and 0");
+    refused_node((Node){.op = OP_GROUP_NORM, .norm.groups = 2}, "2 groups");
+    refused_node((Node){.op = OP_MATMUL, .n_inputs = 2, .inputs = (int[]){0, 0}}, "a product of values");
     Graph *g = graph_new(arena, 4);
     if (!error_caught())
-        graph_add(g, (Node){.op = OP_INPUT, .name = "input", .input = -1, .shape = {3, 0, 4}});
-    refused("3 x 0 x 4");
+        graph_add(g, (Node){.op = OP_INPUT, .name = "input", .shape = shape_chw(3, 0, 4)});
+    refused("(3, 0, 4)");
     if (!error_caught())
-        graph_add(g, (Node){.op = OP_INPUT, .name = "input", .input = -1, .shape = {1 << 20, 1 << 20, 1 << 20}});
+        graph_add(g, (Node){.op = OP_INPUT, .name = "input", .shape = shape_chw(1 << 20, 1 << 20, 1 << 20)});
     refused("less than 2^31 values");
 }
 
@@ -429,7 +453,7 @@ static void test_refused_plans(void **state) {
     Graph *g = make_network(0);
     bool side[NODES_MAX] = {0};
     const int logits = g->logits;
-    side[graph_add(g, (Node){.op = OP_RELU, .name = "side", .input = 4})] = true;
+    side[graph_add(g, (Node){.op = OP_RELU, .name = "side", .n_inputs = 1, .inputs = (int[]){4}})] = true;
     g->logits = logits;
     if (!error_caught())
         graph_plan(arena, g, 8, none, side);

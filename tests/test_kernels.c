@@ -31,7 +31,7 @@ typedef struct {
 } Case;
 
 #define WINDOW(ic, oc, h, w, kh, kw, sh, sw, t, l, b, r)                                                               \
-    { ic, oc, h, w, 0, 0, kh, kw, sh, sw, t, l, b, r }
+    { ic, oc, h, w, 0, 0, kh, kw, sh, sw, t, l, b, r, 1, 1, 1 }
 #define CONV(...)                                                                                                      \
     { OP_CONV, false, WINDOW(__VA_ARGS__), 2e-6 }
 #define POOL(c, ...)                                                                                                   \
@@ -128,18 +128,24 @@ static Bench bench_new(const Case *c, bool whole) {
         window ? (w.in_height + w.pad_top + w.pad_bottom - w.kernel_height) / w.stride_height + 1 : w.in_height;
     w.out_width = window ? (w.in_width + w.pad_left + w.pad_right - w.kernel_width) / w.stride_width + 1 : w.in_width;
     bool vector = c->op == OP_GLOBAL_AVERAGE_POOL || c->op == OP_LINEAR;
-    b.in = (Shape){w.in_channels, w.in_height, w.in_width};
-    b.out = (Shape){w.out_channels, vector ? 1 : w.out_height, vector ? 1 : w.out_width};
-    b.in_size = (int64_t)b.in.channels * b.in.height * b.in.width;
-    b.out_size = (int64_t)b.out.channels * b.out.height * b.out.width;
+    b.in = shape_chw(w.in_channels, w.in_height, w.in_width);
+    b.out = shape_chw(w.out_channels, vector ? 1 : w.out_height, vector ? 1 : w.out_width);
+    b.in_size = shape_size(b.in);
+    b.out_size = shape_size(b.out);
     int64_t weights = c->op == OP_LINEAR ? b.in_size * b.out_size
                                          : (int64_t)w.in_channels * w.out_channels * w.kernel_height * w.kernel_width;
     b.weight = numbers(weights, whole);
     b.bias = numbers(w.out_channels, whole);
     b.x = numbers(BATCH * b.in_size, whole);
     b.dy = numbers(BATCH * b.out_size, whole);
-    b.node =
-        (Node){.op = c->op, .input = 0, .window = w, .outputs = w.out_channels, .weight = b.weight, .bias = b.bias};
+    b.node = (Node){.op = c->op, .shape = b.out, .weight = {{0}, b.weight}, .bias = {{0}, b.bias}};
+    if (c->op == OP_LINEAR) {
+        b.node.shape = shape_vector(w.out_channels);
+        b.node.weight.shape = (Shape){2, {w.out_channels, w.in_channels}};
+        b.node.gemm.alpha = b.node.gemm.beta = 1;
+    } else {
+        b.node.window = w;
+    }
     snprintf(b.name, sizeof b.name,
              "op %d relu %d, %d x %d x %d to %d, kernel %d x %d, stride %d x %d, pad %d %d %d %d", (int)c->op, c->relu,
              w.in_channels, w.in_height, w.in_width, w.out_channels, w.kernel_height, w.kernel_width, w.stride_height,
@@ -174,16 +180,19 @@ static Fast fast_new(const Bench *b, Layout layout, int batch) {
         f.scratch = k_conv_scratch(f.kernel);
         break;
     case OP_BATCH_NORM:
-        f.kernel = k_affine_new(layout, batch, s.channels, s.height, s.width, b->weight, b->bias, b->relu);
+        f.kernel = k_affine_new(layout, batch, shape_channels(s), shape_height(s), shape_width(s), b->weight, b->bias,
+                                b->relu);
         break;
-    case OP_RELU: f.kernel = k_affine_new(layout, batch, s.channels, s.height, s.width, NULL, NULL, true); break;
+    case OP_RELU:
+        f.kernel = k_affine_new(layout, batch, shape_channels(s), shape_height(s), shape_width(s), NULL, NULL, true);
+        break;
     case OP_MAX_POOL:
         f.kernel = k_max_pool_new(layout, &n->window, batch);
         f.saved = k_max_pool_saved(f.kernel);
         break;
     case OP_LINEAR:
         f.in = f.out = LAYOUT_PLAIN;
-        f.kernel = k_linear_new(batch, (int)b->in_size, n->outputs, b->weight, b->bias, true);
+        f.kernel = k_linear_new(batch, (int)b->in_size, (int)b->out_size, b->weight, b->bias, true);
         f.scratch = k_linear_scratch(f.kernel);
         break;
     default: f.out = LAYOUT_PLAIN;
@@ -207,7 +216,7 @@ static size_t round64(size_t bytes) {
 }
 
 static size_t value_bytes(Shape s, Layout layout, int batch) {
-    return round64(k_value_bytes(layout, batch, s.channels, s.height, s.width));
+    return round64(k_value_bytes(layout, batch, shape_channels(s), shape_height(s), shape_width(s)));
 }
 
 /* y (batch, out) and dx (batch, in) from x and dy, all plain; every byte of the lane starts as NaN. */
@@ -222,8 +231,8 @@ static void fast_run(const Fast *f, float *y, float *dx, const float *x, const f
     float *fx = (float *)memory, *fdx = (float *)(memory + in_bytes), *fy = (float *)(memory + 2 * in_bytes);
     float *fdy = (float *)(memory + 2 * in_bytes + out_bytes);
     char *saved = memory + 2 * in_bytes + 2 * out_bytes, *scratch = saved + round64(f->saved);
-    k_from_plain(lane, fx, f->in, x, f->batch, in.channels, in.height, in.width);
-    k_from_plain(lane, fdy, f->out, dy, f->batch, out.channels, out.height, out.width);
+    k_from_plain(lane, fx, f->in, x, f->batch, shape_channels(in), shape_height(in), shape_width(in));
+    k_from_plain(lane, fdy, f->out, dy, f->batch, shape_channels(out), shape_height(out), shape_width(out));
     switch (b->node.op) {
     case OP_CONV:
         k_conv_forward(lane, f->kernel, fy, fx, scratch);
@@ -243,12 +252,13 @@ static void fast_run(const Fast *f, float *y, float *dx, const float *x, const f
         k_linear_backward(lane, f->kernel, fdx, fdy, scratch);
         break;
     default:
-        k_global_average_forward(lane, fy, fx, f->in, f->batch, in.channels, in.height, in.width);
-        k_global_average_backward(lane, fdx, f->in, fdy, f->batch, in.channels, in.height, in.width);
+        k_global_average_forward(lane, fy, fx, f->in, f->batch, shape_channels(in), shape_height(in), shape_width(in));
+        k_global_average_backward(lane, fdx, f->in, fdy, f->batch, shape_channels(in), shape_height(in),
+                                  shape_width(in));
     }
     lane_sync(lane);
-    k_to_plain(lane, y, fy, f->out, f->batch, out.channels, out.height, out.width);
-    k_to_plain(lane, dx, fdx, f->in, f->batch, in.channels, in.height, in.width);
+    k_to_plain(lane, y, fy, f->out, f->batch, shape_channels(out), shape_height(out), shape_width(out));
+    k_to_plain(lane, dx, fdx, f->in, f->batch, shape_channels(in), shape_height(in), shape_width(in));
     lane_free(lane);
 }
 
@@ -269,7 +279,7 @@ static double dot(const double *a, const double *b, int64_t count) {
 }
 
 static void ref_forward(const Bench *b, double *y, const double *x, int batch) {
-    ref_node(y, x, &b->node, b->in, batch);
+    ref_node(y, &x, &b->node, &b->in, batch);
     for (int64_t i = 0; b->relu && i < batch * b->out_size; i++)
         y[i] = y[i] < 0 ? 0 : y[i];
 }
@@ -489,7 +499,7 @@ static void test_fused_pair(void **state) {
 /* Windows of equal values: the first in row-major order gets the gradient; padding never wins over negative values. */
 static void test_max_pool_ties(void **state) {
     (void)state;
-    ConvShape s = {1, 1, 2, 4, 1, 2, 2, 2, 2, 2, 0, 0, 0, 0};
+    ConvShape s = {1, 1, 2, 4, 1, 2, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1};
     const float x[] = {5, 5, 1, 2, 5, 5, 3, 3}, dy[] = {10, 20}, dx_expected[] = {10, 0, 0, 0, 0, 0, 20, 0};
     KMaxPool *pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
     Lane *lane = lane_new(64);
@@ -500,7 +510,7 @@ static void test_max_pool_ties(void **state) {
     k_max_pool_backward(lane, pool, dx, dy, saved);
     assert_memory_equal(dx, dx_expected, sizeof dx_expected);
     k_max_pool_free(pool);
-    s = (ConvShape){1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1};
+    s = (ConvShape){1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const float negative = -7;
     pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
     k_max_pool_forward(lane, pool, y, NULL, &negative);

@@ -2,6 +2,9 @@
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 
 file(GLOB TEST_SOURCES CONFIGURE_DEPENDS tests/test_*.c)
+if(NOT ONNX_GENERATED)
+  list(FILTER TEST_SOURCES EXCLUDE REGEX test_onnx)
+endif()
 add_library(ref STATIC tests/ref.c)
 target_include_directories(ref PUBLIC tests PRIVATE src kernels)
 target_link_libraries(ref PUBLIC core m)

@@ -25,6 +25,7 @@ struct KConv {
     int batch;
     Layout in_layout;
     Layout pass_layout; /* of the image side, inside the primitives */
+    Layout out_layout;  /* of the feature side */
     Pass forward, backward;
     float *few_weight; /* (blocks of out_channels, kernel_height, kernel_width, in_channels, block), or NULL */
 };
@@ -38,19 +39,57 @@ static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool bac
 static void few_new(KConv *conv, const float *weight);
 static void few_backward(const KConv *conv, float *din, const float *dout);
 
+static int groups_of(const ConvShape *s) {
+    return s->groups > 1 ? s->groups : 1;
+}
+
+static int apart(int dilation) {
+    return dilation > 1 ? dilation : 1;
+}
+
+/* Groups of several channels that fill no block: oneDNN has no blocked kernel for them, but a product of matrices on
+ * plain values. */
+static bool is_odd(const ConvShape *s) {
+    const int g = groups_of(s), in = s->in_channels / g, out = s->out_channels / g, width = cpu_width(LAYOUT_BLOCKED);
+    return g > 1 && (in > 1 || out > 1) && (in % width || out % width);
+}
+
+/* Of the image side in the gradient's pass. */
+static Layout back_layout(const KConv *conv) {
+    return conv->out_layout;
+}
+
+/* Of the image side: one layout into the other. */
+static void convert(Lane *lane, float *to, Layout to_layout, const float *from, Layout from_layout, const KConv *conv) {
+    const ConvShape *s = &conv->shape;
+    if (to_layout == LAYOUT_PLAIN)
+        k_to_plain(lane, to, from, from_layout, conv->batch, s->in_channels, s->in_height, s->in_width);
+    else
+        k_from_plain(lane, to, to_layout, from, conv->batch, s->in_channels, s->in_height, s->in_width);
+}
+
 KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, int batch, const float *weight,
                   const float *bias, bool backward) {
     KConv *conv = dev_alloc(sizeof *conv);
-    *conv = (KConv){.shape = *shape, .batch = batch, .in_layout = in_layout, .pass_layout = LAYOUT_BLOCKED};
-    const bool few = in_layout == LAYOUT_PLAIN && shape->in_channels <= FEW_CHANNELS;
+    *conv = (KConv){.shape = *shape,
+                    .batch = batch,
+                    .in_layout = in_layout,
+                    .pass_layout = LAYOUT_BLOCKED,
+                    .out_layout = LAYOUT_BLOCKED};
+    const bool whole = groups_of(shape) == 1;
+    const bool few = whole && in_layout == LAYOUT_PLAIN && shape->in_channels <= FEW_CHANNELS;
+    const bool near = apart(shape->dilation_height) == 1 && apart(shape->dilation_width) == 1;
+    const bool own = few && near && backward;
     if (few)
         conv->pass_layout = LAYOUT_PLAIN;
-    if (few && backward)
+    if (own)
         few_new(conv, weight);
+    if (is_odd(shape))
+        conv->pass_layout = conv->out_layout = LAYOUT_PLAIN;
     int threads = cpu_one_thread();
-    make_passes(conv, weight, bias, backward && !few);
+    make_passes(conv, weight, bias, backward && !own);
     cpu_threads_back(threads);
-    *out_layout = LAYOUT_BLOCKED;
+    *out_layout = conv->out_layout;
     return conv;
 }
 
@@ -77,30 +116,28 @@ size_t k_conv_scratch(const KConv *conv) {
     size_t forward = conv->forward.scratchpad + converted_bytes(conv, conv->pass_layout);
     size_t backward = 0;
     if (conv->backward.primitive)
-        backward = conv->backward.scratchpad + converted_bytes(conv, LAYOUT_BLOCKED);
+        backward = conv->backward.scratchpad + converted_bytes(conv, back_layout(conv));
     return forward > backward ? forward : backward;
 }
 
 void k_conv_forward(Lane *lane, const KConv *conv, float *out, const float *in, void *scratch) {
-    const ConvShape *s = &conv->shape;
     float *image = (float *)in; /* only read: oneDNN's handles know no const */
     if (conv->pass_layout != conv->in_layout) {
         image = (float *)((char *)scratch + conv->forward.scratchpad);
-        k_from_plain(lane, image, conv->pass_layout, in, conv->batch, s->in_channels, s->in_height, s->in_width);
+        convert(lane, image, conv->pass_layout, in, conv->in_layout, conv);
     }
     run_groups(lane, conv, &conv->forward, false, image, out, scratch);
 }
 
 void k_conv_backward(Lane *lane, const KConv *conv, float *din, const float *dout, void *scratch) {
-    const ConvShape *s = &conv->shape;
     if (conv->few_weight) {
         few_backward(conv, din, dout);
         return;
     }
-    float *image = conv->in_layout == LAYOUT_BLOCKED ? din : (float *)((char *)scratch + conv->backward.scratchpad);
+    float *image = conv->in_layout == back_layout(conv) ? din : (float *)((char *)scratch + conv->backward.scratchpad);
     run_groups(lane, conv, &conv->backward, true, image, (float *)dout, scratch);
     if (image != din)
-        k_to_plain(lane, din, image, LAYOUT_BLOCKED, conv->batch, s->in_channels, s->in_height, s->in_width);
+        convert(lane, din, conv->in_layout, image, back_layout(conv), conv);
 }
 
 /* ---- oneDNN ----------------------------------------------------------------------------------------------------- */
@@ -109,25 +146,32 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     const ConvShape *s = &conv->shape;
     const dnnl_dims_t strides = {s->stride_height, s->stride_width}, pad_before = {s->pad_top, s->pad_left},
                       pad_after = {s->pad_bottom, s->pad_right};
-    const dnnl_dims_t weight_dims = {s->out_channels, s->in_channels, s->kernel_height, s->kernel_width};
+    const int groups = groups_of(s), dims = groups > 1 ? 5 : 4; /* oneDNN counts dilation from 0 */
+    const dnnl_dims_t dilation = {apart(s->dilation_height) - 1, apart(s->dilation_width) - 1};
+    const dnnl_dims_t grouped = {groups, s->out_channels / groups, s->in_channels / groups, s->kernel_height,
+                                 s->kernel_width};
+    const dnnl_dims_t whole = {s->out_channels, s->in_channels, s->kernel_height, s->kernel_width};
+    const dnnl_dim_t *weight_dims = groups > 1 ? grouped : whole;
     const dnnl_dims_t bias_dims = {s->out_channels};
     dnnl_memory_desc_t given_weight, any_weight, bias_desc;
-    cpu_check(dnnl_memory_desc_init_by_tag(&given_weight, 4, weight_dims, dnnl_f32, dnnl_oihw), "a weight's shape");
-    cpu_check(dnnl_memory_desc_init_by_tag(&any_weight, 4, weight_dims, dnnl_f32, dnnl_format_tag_any),
+    cpu_check(
+        dnnl_memory_desc_init_by_tag(&given_weight, dims, weight_dims, dnnl_f32, groups > 1 ? dnnl_goihw : dnnl_oihw),
+        "a weight's shape");
+    cpu_check(dnnl_memory_desc_init_by_tag(&any_weight, dims, weight_dims, dnnl_f32, dnnl_format_tag_any),
               "a weight's shape");
     cpu_check(dnnl_memory_desc_init_by_tag(&bias_desc, 1, bias_dims, dnnl_f32, dnnl_x), "a bias's shape");
 
     dnnl_memory_desc_t in = value_desc(conv->pass_layout, s->in_channels, s->in_height, s->in_width);
-    dnnl_memory_desc_t out = value_desc(LAYOUT_BLOCKED, s->out_channels, s->out_height, s->out_width);
+    dnnl_memory_desc_t out = value_desc(conv->out_layout, s->out_channels, s->out_height, s->out_width);
     dnnl_primitive_attr_t attributes;
     cpu_check(dnnl_primitive_attr_create(&attributes), "dnnl_primitive_attr_create");
     cpu_check(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user), "scratchpad mode");
 
     dnnl_convolution_desc_t operation;
     dnnl_primitive_desc_t forward, backward_desc;
-    cpu_check(dnnl_convolution_forward_desc_init(&operation, dnnl_forward_inference, dnnl_convolution_direct, &in,
-                                                 &any_weight, bias ? &bias_desc : NULL, &out, strides, pad_before,
-                                                 pad_after),
+    cpu_check(dnnl_dilated_convolution_forward_desc_init(&operation, dnnl_forward_inference, dnnl_convolution_direct,
+                                                         &in, &any_weight, bias ? &bias_desc : NULL, &out, strides,
+                                                         dilation, pad_before, pad_after),
               "a convolution");
     cpu_check(dnnl_primitive_desc_create(&forward, &operation, attributes, cpu_engine(), NULL), "a convolution");
     conv->forward.in = in;
@@ -138,9 +182,10 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     if (bias)
         conv->forward.bias = in_order(&bias_desc, &bias_desc, bias);
     if (backward) {
-        in = value_desc(LAYOUT_BLOCKED, s->in_channels, s->in_height, s->in_width);
-        cpu_check(dnnl_convolution_backward_data_desc_init(&operation, dnnl_convolution_direct, &in, &any_weight, &out,
-                                                           strides, pad_before, pad_after),
+        in = value_desc(back_layout(conv), s->in_channels, s->in_height, s->in_width);
+        cpu_check(dnnl_dilated_convolution_backward_data_desc_init(&operation, dnnl_convolution_direct, &in,
+                                                                   &any_weight, &out, strides, dilation, pad_before,
+                                                                   pad_after),
                   "a convolution's gradient");
         cpu_check(dnnl_primitive_desc_create(&backward_desc, &operation, attributes, cpu_engine(), forward),
                   "a convolution's gradient");

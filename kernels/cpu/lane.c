@@ -120,6 +120,29 @@ void k_to_plain(Lane *lane, float *plain, const float *value, Layout layout, int
         }
 }
 
+void k_accumulate(Lane *lane, float *sum, Layout layout, const float *part, Layout part_layout, bool first, int B,
+                  int C, int H, int W) {
+    if (first && part_layout == LAYOUT_PLAIN) {
+        k_from_plain(lane, sum, layout, part, B, C, H, W);
+        return;
+    }
+    const int width = cpu_width(layout);
+    const int64_t pixels = (int64_t)H * W, sample = cpu_sample_size(layout, C, H, W);
+    if (part_layout == layout) {
+#pragma omp simd
+        for (int64_t i = 0; i < B * sample; i++)
+            sum[i] = first ? part[i] : sum[i] + part[i];
+        return;
+    }
+    for (int b = 0; b < B; b++)
+        for (int c = 0; c < C; c++) {
+            const float *from = part + ((int64_t)b * C + c) * pixels;
+            float *to = sum + b * sample + c / width * width * pixels + c % width;
+            for (int64_t p = 0; p < pixels; p++)
+                to[p * width] += from[p];
+        }
+}
+
 void k_from_plain(Lane *lane, float *value, Layout layout, const float *plain, int B, int C, int H, int W) {
     (void)lane;
     const int width = cpu_width(layout);

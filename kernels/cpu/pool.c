@@ -1,4 +1,4 @@
-/* pool.c: max pooling and global average pooling, on plain and blocked values alike (a plain value has blocks of one
+/* pool.c: max, average and global pooling, on plain and blocked values alike (a plain value has blocks of one
  * channel, so only blocked ones run at the width of a vector).
  *
  * Max pooling is ours and not oneDNN's because of ties: among equal values the first in row-major order of the window
@@ -15,15 +15,28 @@ struct KMaxPool {
 };
 
 typedef struct {
-    int top, left, bottom, right; /* rows top..bottom-1, columns left..right-1 of the input */
+    int top, left, bottom,
+        right; /* rows top..bottom-1 and columns left..right-1 of the input, in steps of the dilation */
 } Window;
+
+static inline int apart(int dilation) {
+    return dilation > 1 ? dilation : 1;
+}
+
+/* The first of from, from + step ... that is not negative. */
+static inline int inside(int from, int step) {
+    return from >= 0 ? from : from + (-from + step - 1) / step * step;
+}
 
 static inline __attribute__((always_inline)) Window window_at(const ConvShape *s, int y, int x) {
     Window w = {y * s->stride_height - s->pad_top, x * s->stride_width - s->pad_left, 0, 0};
-    w.bottom = w.top + s->kernel_height < s->in_height ? w.top + s->kernel_height : s->in_height;
-    w.right = w.left + s->kernel_width < s->in_width ? w.left + s->kernel_width : s->in_width;
-    w.top = w.top > 0 ? w.top : 0;
-    w.left = w.left > 0 ? w.left : 0;
+    const int down = apart(s->dilation_height), across = apart(s->dilation_width);
+    w.bottom = w.top + (s->kernel_height - 1) * down + 1;
+    w.right = w.left + (s->kernel_width - 1) * across + 1;
+    w.bottom = w.bottom < s->in_height ? w.bottom : s->in_height;
+    w.right = w.right < s->in_width ? w.right : s->in_width;
+    w.top = inside(w.top, down);
+    w.left = inside(w.left, across);
     return w;
 }
 
@@ -59,8 +72,8 @@ static inline __attribute__((always_inline)) void pool_block(float *out, uint16_
                 best[c] = first[c];
                 position[c] = 0;
             }
-            for (int i = w.top, here = 0; i < w.bottom; i++)
-                for (int j = w.left; j < w.right; j++, here++) {
+            for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
+                for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++) {
                     const float *value = in + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
                     for (int c = 0; c < width; c++) {
@@ -84,8 +97,8 @@ static inline __attribute__((always_inline)) void unpool_block(float *din, const
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, dout += width, saved += width) {
             const Window w = window_at(s, y, x);
-            for (int i = w.top, here = 0; i < w.bottom; i++)
-                for (int j = w.left; j < w.right; j++, here++) {
+            for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
+                for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++) {
                     float *to = din + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
                     for (int c = 0; c < width; c++)
@@ -163,4 +176,115 @@ void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const f
             for (int64_t p = 0; p < (int64_t)H * W; p++, din += width)
                 memcpy(din, share, (size_t)width * sizeof *din);
         }
+}
+
+/* ---- Average and global maximum ---------------------------------------------------------------------------------- */
+
+/* Cells a window's sum is divided by. */
+static float cells_of(const ConvShape *s, Window w, int y, int x, bool count_padding) {
+    const int down = apart(s->dilation_height), across = apart(s->dilation_width);
+    int top = w.top, left = w.left, bottom = w.bottom, right = w.right;
+    if (count_padding) {
+        top = y * s->stride_height - s->pad_top;
+        left = x * s->stride_width - s->pad_left;
+        bottom = top + (s->kernel_height - 1) * down + 1;
+        right = left + (s->kernel_width - 1) * across + 1;
+        bottom = bottom < s->in_height + s->pad_bottom ? bottom : s->in_height + s->pad_bottom;
+        right = right < s->in_width + s->pad_right ? right : s->in_width + s->pad_right;
+    }
+    return (float)((bottom - top + down - 1) / down) * (float)((right - left + across - 1) / across);
+}
+
+static inline __attribute__((always_inline)) void average_block(float *out, const float *in, const ConvShape *s,
+                                                                bool count_padding, int width) {
+    for (int y = 0; y < s->out_height; y++)
+        for (int x = 0; x < s->out_width; x++, out += width) {
+            const Window w = window_at(s, y, x);
+            const float cells = cells_of(s, w, y, x, count_padding);
+            float total[CPU_WIDTH_MAX] = {0};
+            for (int i = w.top; i < w.bottom; i += apart(s->dilation_height)) {
+                float row[CPU_WIDTH_MAX] = {0};
+                for (int j = w.left; j < w.right; j += apart(s->dilation_width)) {
+                    const float *value = in + ((int64_t)i * s->in_width + j) * width;
+#pragma omp simd
+                    for (int c = 0; c < width; c++)
+                        row[c] += value[c];
+                }
+                for (int c = 0; c < width; c++)
+                    total[c] += row[c];
+            }
+            for (int c = 0; c < width; c++)
+                out[c] = total[c] / cells;
+        }
+}
+
+static inline __attribute__((always_inline)) void spread_block(float *din, const float *dout, const ConvShape *s,
+                                                               bool count_padding, int width) {
+    memset(din, 0, (size_t)s->in_height * (size_t)s->in_width * (size_t)width * sizeof *din);
+    for (int y = 0; y < s->out_height; y++)
+        for (int x = 0; x < s->out_width; x++, dout += width) {
+            const Window w = window_at(s, y, x);
+            const float cells = cells_of(s, w, y, x, count_padding);
+            float share[CPU_WIDTH_MAX];
+            for (int c = 0; c < width; c++)
+                share[c] = dout[c] / cells;
+            for (int i = w.top; i < w.bottom; i += apart(s->dilation_height))
+                for (int j = w.left; j < w.right; j += apart(s->dilation_width)) {
+                    float *to = din + ((int64_t)i * s->in_width + j) * width;
+#pragma omp simd
+                    for (int c = 0; c < width; c++)
+                        to[c] += share[c];
+                }
+        }
+}
+
+CPU_CLONES void k_average_pool_forward(Lane *lane, float *out, const float *in, Layout layout, const ConvShape *s,
+                                       bool count_padding, int B) {
+    (void)lane;
+    const int width = cpu_width(layout);
+    const int64_t blocks = (int64_t)B * (cpu_rounded(s->in_channels, width) / width);
+    const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
+    const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    for (int64_t block = 0; block < blocks; block++, out += out_step, in += in_step)
+        switch (width) {
+        case 16: average_block(out, in, s, count_padding, 16); break;
+        case 8: average_block(out, in, s, count_padding, 8); break;
+        default: average_block(out, in, s, count_padding, 1);
+        }
+}
+
+CPU_CLONES void k_average_pool_backward(Lane *lane, float *din, const float *dout, Layout layout, const ConvShape *s,
+                                        bool count_padding, int B) {
+    (void)lane;
+    const int width = cpu_width(layout);
+    const int64_t blocks = (int64_t)B * (cpu_rounded(s->in_channels, width) / width);
+    const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
+    const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    for (int64_t block = 0; block < blocks; block++, dout += out_step, din += in_step)
+        switch (width) {
+        case 16: spread_block(din, dout, s, count_padding, 16); break;
+        case 8: spread_block(din, dout, s, count_padding, 8); break;
+        default: spread_block(din, dout, s, count_padding, 1);
+        }
+}
+
+static int64_t first_largest(const float *plane, int64_t pixels) {
+    int64_t best = 0;
+    for (int64_t p = 1; p < pixels; p++)
+        if (plane[p] > plane[best] || (plane[p] != plane[p] && plane[best] == plane[best]))
+            best = p;
+    return best;
+}
+
+void k_global_max_forward(Lane *lane, float *out, const float *in, int B, int C, int64_t pixels) {
+    (void)lane;
+    for (int64_t i = 0; i < (int64_t)B * C; i++)
+        out[i] = in[i * pixels + first_largest(in + i * pixels, pixels)];
+}
+
+void k_global_max_backward(Lane *lane, float *din, const float *dout, const float *in, int B, int C, int64_t pixels) {
+    (void)lane;
+    memset(din, 0, (size_t)B * (size_t)C * (size_t)pixels * sizeof *din);
+    for (int64_t i = 0; i < (int64_t)B * C; i++)
+        din[i * pixels + first_largest(in + i * pixels, pixels)] = dout[i];
 }

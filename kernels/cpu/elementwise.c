@@ -1,0 +1,402 @@
+/* elementwise.c: functions of one value, and of two that are broadcast.
+ *
+ * Functions use libm's float32 functions, so bits are those of one machine type; costs are libm's. Two operands are
+ * walked by steps: an operand that is broadcast has step 0 on that axis, and axes that lie behind one another in all
+ * three arrays are walked as one, so that the usual cases (equal shapes; one number a channel) have long inner loops.
+ * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
+#include <math.h>
+#include <string.h>
+
+#include "cpu.h"
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* Channels that only round up a block are zeros again. */
+static void zero_padding(float *value, Layout layout, int B, int C, int64_t pixels) {
+    const int width = cpu_width(layout), from = C % width;
+    if (from == 0)
+        return;
+    const int64_t sample = (int64_t)cpu_rounded(C, width) * pixels, last = (int64_t)(C / width) * pixels * width;
+    for (int b = 0; b < B; b++)
+        for (int64_t p = 0; p < pixels; p++)
+            for (int c = from; c < width; c++)
+                value[b * sample + last + p * width + c] = 0;
+}
+
+/* ---- One operand ------------------------------------------------------------------------------------------------ */
+
+static const float ROOT_HALF = 0.70710678f, ROOT_2_OVER_PI = 0.79788456f, DENSITY = 0.39894228f, CUBE = 0.044715f;
+
+ALWAYS_INLINE float sigmoid(float x) {
+    return 1 / (1 + expf(-x));
+}
+
+ALWAYS_INLINE float value_of(KFunction f, const KUnary *u, float x) {
+    switch (f) {
+    case K_CLIP: return x < u->low ? u->low : x > u->high ? u->high : x;
+    case K_LEAKY_RELU: return x > 0 ? x : x * u->alpha;
+    case K_ELU: return x > 0 ? x : u->alpha * expm1f(x);
+    case K_SELU: return u->beta * (x > 0 ? x : u->alpha * expm1f(x));
+    case K_SIGMOID: return sigmoid(x);
+    case K_HARD_SIGMOID: {
+        const float y = u->alpha * x + u->beta;
+        return y < 0 ? 0 : y > 1 ? 1 : y;
+    }
+    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? x : x * (x + 3) / 6;
+    case K_TANH: return tanhf(x);
+    case K_SOFTPLUS: return x > 20 ? x : log1pf(expf(x));
+    case K_GELU: return 0.5f * x * (1 + erff(x * ROOT_HALF));
+    case K_GELU_TANH: return 0.5f * x * (1 + tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x)));
+    case K_ERF: return erff(x);
+    case K_SQRT: return sqrtf(x);
+    case K_EXP: return expf(x);
+    case K_LOG: return logf(x);
+    case K_NEG: return -x;
+    case K_ABS: return fabsf(x);
+    case K_RECIPROCAL: return 1 / x;
+    case K_POW: return powf(x, u->alpha);
+    }
+    return x;
+}
+
+ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
+    switch (f) {
+    case K_CLIP: return x > u->low && x < u->high ? 1 : 0; /* as PyTorch's relu6 and hardtanh at the bounds */
+    case K_LEAKY_RELU: return x > 0 ? 1 : u->alpha;
+    case K_ELU: return x > 0 ? 1 : u->alpha * expf(x);
+    case K_SELU: return u->beta * (x > 0 ? 1 : u->alpha * expf(x));
+    case K_SIGMOID: {
+        const float y = sigmoid(x);
+        return y * (1 - y);
+    }
+    case K_HARD_SIGMOID: {
+        const float y = u->alpha * x + u->beta;
+        return y > 0 && y < 1 ? u->alpha : 0;
+    }
+    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5f;
+    case K_TANH: {
+        const float y = tanhf(x);
+        return 1 - y * y;
+    }
+    case K_SOFTPLUS: return sigmoid(x);
+    case K_GELU: return 0.5f * (1 + erff(x * ROOT_HALF)) + x * DENSITY * expf(-0.5f * x * x);
+    case K_GELU_TANH: {
+        const float t = tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x));
+        return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x);
+    }
+    case K_ERF: return 2 * ROOT_HALF * ROOT_2_OVER_PI * expf(-x * x);
+    case K_SQRT: return 0.5f / sqrtf(x);
+    case K_EXP: return expf(x);
+    case K_LOG: return 1 / x;
+    case K_NEG: return -1;
+    case K_ABS: return x > 0 ? 1 : x < 0 ? -1 : 0;
+    case K_RECIPROCAL: return -1 / (x * x);
+    case K_POW: return u->alpha * powf(x, u->alpha - 1);
+    }
+    return 1;
+}
+
+#define EACH_FUNCTION(DO)                                                                                              \
+    DO(K_CLIP)                                                                                                         \
+    DO(K_LEAKY_RELU)                                                                                                   \
+    DO(K_ELU)                                                                                                          \
+    DO(K_SELU)                                                                                                         \
+    DO(K_SIGMOID)                                                                                                      \
+    DO(K_HARD_SIGMOID)                                                                                                 \
+    DO(K_HARD_SWISH)                                                                                                   \
+    DO(K_TANH)                                                                                                         \
+    DO(K_SOFTPLUS)                                                                                                     \
+    DO(K_GELU)                                                                                                         \
+    DO(K_GELU_TANH)                                                                                                    \
+    DO(K_ERF)                                                                                                          \
+    DO(K_SQRT)                                                                                                         \
+    DO(K_EXP)                                                                                                          \
+    DO(K_LOG)                                                                                                          \
+    DO(K_NEG)                                                                                                          \
+    DO(K_ABS)                                                                                                          \
+    DO(K_RECIPROCAL)                                                                                                   \
+    DO(K_POW)
+
+void k_unary_forward(Lane *lane, float *out, const float *in, Layout layout, const KUnary *unary, int B, int C, int H,
+                     int W) {
+    (void)lane;
+    const int64_t count = B * cpu_sample_size(layout, C, H, W);
+#define FORWARD(f)                                                                                                     \
+    case f:                                                                                                            \
+        for (int64_t i = 0; i < count; i++)                                                                            \
+            out[i] = value_of(f, unary, in[i]);                                                                        \
+        break;
+    switch (unary->function) { EACH_FUNCTION(FORWARD) }
+    zero_padding(out, layout, B, C, (int64_t)H * W);
+}
+
+void k_unary_backward(Lane *lane, float *din, const float *dout, const float *in, Layout layout, const KUnary *unary,
+                      int B, int C, int H, int W) {
+    (void)lane;
+    const int64_t count = B * cpu_sample_size(layout, C, H, W);
+#define BACKWARD(f)                                                                                                    \
+    case f:                                                                                                            \
+        for (int64_t i = 0; i < count; i++)                                                                            \
+            din[i] = dout[i] * slope_of(f, unary, in[i]);                                                              \
+        break;
+    switch (unary->function) { EACH_FUNCTION(BACKWARD) }
+    zero_padding(din, layout, B, C, (int64_t)H * W);
+}
+
+/* ---- Two operands ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t size, a, b; /* of an axis; steps of a and b, 0 where broadcast */
+} Axis;
+
+struct KBinary {
+    KBinaryKind kind;
+    Layout layout;
+    int batch, channels;
+    int64_t pixels; /* of blocked values */
+    Axis axes[KDIMS];
+    int n;              /* axes; the last is the inner one */
+    int64_t out_size;   /* floats of a sample */
+    int64_t size[2];    /* of a, b; 0 step between samples for a constant */
+    bool spread[2];     /* broadcast */
+    float *constant[2]; /* or NULL */
+};
+
+/* Sizes in memory: blocked (C, H, W) is (blocks, H, W, width). */
+static void laid_out(int64_t sizes[KDIMS], const int shape[KDIMS], Layout layout, int channels) {
+    for (int d = 0; d < KDIMS; d++)
+        sizes[d] = shape[d];
+    if (layout == LAYOUT_PLAIN)
+        return;
+    const int width = cpu_width(layout);
+    sizes[0] = 1;
+    sizes[1] = cpu_rounded(channels, width) / width;
+    sizes[2] = shape[KDIMS - 2];
+    sizes[3] = shape[KDIMS - 1];
+    sizes[4] = width;
+}
+
+static float *constant_in_layout(const float *values, const int shape[KDIMS], Layout layout, int channels,
+                                 int64_t size) {
+    float *constant = dev_alloc((size_t)size * sizeof(float));
+    const int width = cpu_width(layout), C = shape[KDIMS - 3];
+    const int64_t pixels = (int64_t)shape[KDIMS - 2] * shape[KDIMS - 1];
+    if (layout == LAYOUT_PLAIN) {
+        memcpy(constant, values, (size_t)size * sizeof(float));
+        return constant;
+    }
+    for (int64_t i = 0; i < size; i++) {
+        const int64_t c = i / (pixels * width) * width + i % width, p = i / width % pixels;
+        constant[i] = c < channels ? values[(C == 1 ? 0 : c) * pixels + p] : 0;
+    }
+    return constant;
+}
+
+/* Axes of size 1 are left out; one that lies behind the next in all three arrays is joined to it. */
+static void join_axes(KBinary *binary, const int64_t out[KDIMS], const int64_t sizes[2][KDIMS]) {
+    int64_t step[2] = {1, 1};
+    Axis axes[KDIMS];
+    int n = 0;
+    for (int d = KDIMS - 1; d >= 0; d--) { /* innermost first */
+        const Axis axis = {out[d], sizes[0][d] > 1 ? step[0] : 0, sizes[1][d] > 1 ? step[1] : 0};
+        step[0] *= sizes[0][d];
+        step[1] *= sizes[1][d];
+        if (axis.size == 1)
+            continue;
+        Axis *last = n > 0 ? &axes[n - 1] : NULL;
+        if (last && axis.a == last->size * last->a && axis.b == last->size * last->b)
+            last->size *= axis.size;
+        else
+            axes[n++] = axis;
+    }
+    if (n == 0)
+        axes[n++] = (Axis){1, 1, 1};
+    binary->n = n;
+    for (int d = 0; d < n; d++)
+        binary->axes[d] = axes[n - 1 - d];
+}
+
+KBinary *k_binary_new(KBinaryKind kind, Layout layout, int batch, const int out[KDIMS], const int a[KDIMS],
+                      const int b[KDIMS], const float *a_constant, const float *b_constant) {
+    KBinary *binary = dev_alloc(sizeof *binary);
+    const int channels = out[KDIMS - 3];
+    *binary = (KBinary){.kind = kind,
+                        .layout = layout,
+                        .batch = batch,
+                        .channels = channels,
+                        .pixels = (int64_t)out[KDIMS - 2] * out[KDIMS - 1],
+                        .out_size = 1,
+                        .size = {1, 1}};
+    const int *const shapes[2] = {a, b};
+    const float *const given[2] = {a_constant, b_constant};
+    int64_t out_sizes[KDIMS], sizes[2][KDIMS];
+    laid_out(out_sizes, out, layout, channels);
+    for (int side = 0; side < 2; side++)
+        laid_out(sizes[side], shapes[side], layout, channels);
+    for (int d = 0; d < KDIMS; d++) {
+        binary->out_size *= out_sizes[d];
+        for (int side = 0; side < 2; side++)
+            binary->size[side] *= sizes[side][d];
+    }
+    join_axes(binary, out_sizes, (const int64_t(*)[KDIMS])sizes);
+    for (int side = 0; side < 2; side++) {
+        binary->spread[side] = binary->size[side] != binary->out_size;
+        if (given[side])
+            binary->constant[side] =
+                constant_in_layout(given[side], shapes[side], layout, channels, binary->size[side]);
+    }
+    return binary;
+}
+
+void k_binary_free(KBinary *binary) {
+    if (!binary)
+        return;
+    dev_free(binary->constant[0]);
+    dev_free(binary->constant[1]);
+    dev_free(binary);
+}
+
+size_t k_binary_scratch(const KBinary *binary) {
+    int64_t most = 0;
+    for (int side = 0; side < 2; side++)
+        if (binary->spread[side] && binary->size[side] > most)
+            most = binary->size[side];
+    return (size_t)most * sizeof(double);
+}
+
+ALWAYS_INLINE float result(KBinaryKind kind, float a, float b) {
+    switch (kind) {
+    case K_ADD: return a + b;
+    case K_SUB: return a - b;
+    case K_MUL: return a * b;
+    case K_DIV: return a / b;
+    case K_PRELU: return a > 0 ? a : a * b;
+    }
+    return 0;
+}
+
+/* Share of g = dout that goes to a (side 0) or b (side 1). */
+ALWAYS_INLINE float share(KBinaryKind kind, int side, float g, float a, float b) {
+    switch (kind) {
+    case K_ADD: return g;
+    case K_SUB: return side == 0 ? g : -g;
+    case K_MUL: return g * (side == 0 ? b : a);
+    case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
+    case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
+    }
+    return 0;
+}
+
+/* One run of the inner axis. */
+ALWAYS_INLINE void run_forward(KBinaryKind kind, float *out, const float *a, const float *b, int64_t n, int64_t sa,
+                               int64_t sb) {
+    if (sa == 1 && sb == 1)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = result(kind, a[i], b[i]);
+    else if (sa == 1 && sb == 0)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = result(kind, a[i], *b);
+    else
+        for (int64_t i = 0; i < n; i++)
+            out[i] = result(kind, a[i * sa], b[i * sb]);
+}
+
+/* to: the whole gradient, written (steps as out), or sum: what is added to (steps as the operand, step s). */
+ALWAYS_INLINE void run_backward(KBinaryKind kind, int side, float *to, double *sum, int64_t s, const float *dout,
+                                const float *a, const float *b, int64_t n, int64_t sa, int64_t sb) {
+    if (to)
+        for (int64_t i = 0; i < n; i++)
+            to[i] = share(kind, side, dout[i], a[i * sa], b[i * sb]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            sum[i * s] += (double)share(kind, side, dout[i], a[i * sa], b[i * sb]);
+}
+
+/* The next run: index counts the outer axes; false after the last. */
+static bool next_run(const KBinary *binary, int64_t index[KDIMS], int64_t *at_a, int64_t *at_b) {
+    for (int d = binary->n - 2; d >= 0; d--) {
+        const Axis *axis = &binary->axes[d];
+        *at_a += axis->a;
+        *at_b += axis->b;
+        if (++index[d] < axis->size)
+            return true;
+        *at_a -= axis->a * axis->size;
+        *at_b -= axis->b * axis->size;
+        index[d] = 0;
+    }
+    return false;
+}
+
+CPU_CLONES static void sample_forward(const KBinary *binary, float *out, const float *a, const float *b) {
+    const Axis inner = binary->axes[binary->n - 1];
+    int64_t index[KDIMS] = {0}, at_a = 0, at_b = 0;
+    do {
+#define RUN(k)                                                                                                         \
+    case k: run_forward(k, out, a + at_a, b + at_b, inner.size, inner.a, inner.b); break;
+        switch (binary->kind) {
+            RUN(K_ADD)
+            RUN(K_SUB)
+            RUN(K_MUL)
+            RUN(K_DIV)
+            RUN(K_PRELU)
+        }
+        out += inner.size;
+    } while (next_run(binary, index, &at_a, &at_b));
+}
+
+CPU_CLONES static void sample_backward(const KBinary *binary, int side, float *to, double *sum, const float *dout,
+                                       const float *a, const float *b) {
+    const Axis inner = binary->axes[binary->n - 1];
+    int64_t index[KDIMS] = {0}, at_a = 0, at_b = 0;
+    do {
+        double *here = sum ? sum + (side == 0 ? at_a : at_b) : NULL;
+        const int64_t s = side == 0 ? inner.a : inner.b;
+#define BACK(k)                                                                                                        \
+    case k: run_backward(k, side, to, here, s, dout, a + at_a, b + at_b, inner.size, inner.a, inner.b); break;
+        switch (binary->kind) {
+            BACK(K_ADD)
+            BACK(K_SUB)
+            BACK(K_MUL)
+            BACK(K_DIV)
+            BACK(K_PRELU)
+        }
+        dout += inner.size;
+        to = to ? to + inner.size : NULL;
+    } while (next_run(binary, index, &at_a, &at_b));
+}
+
+static const float *operand(const KBinary *binary, int side, const float *values, int64_t sample) {
+    return binary->constant[side] ? binary->constant[side] : values + sample * binary->size[side];
+}
+
+void k_binary_forward(Lane *lane, const KBinary *binary, float *out, const float *a, const float *b) {
+    (void)lane;
+    for (int64_t s = 0; s < binary->batch; s++)
+        sample_forward(binary, out + s * binary->out_size, operand(binary, 0, a, s), operand(binary, 1, b, s));
+    if (binary->kind == K_DIV)
+        zero_padding(out, binary->layout, binary->batch, binary->channels, binary->pixels);
+}
+
+void k_binary_backward(Lane *lane, const KBinary *binary, float *da, float *db, const float *dout, const float *a,
+                       const float *b, void *scratch) {
+    (void)lane;
+    float *const gradients[2] = {da, db};
+    for (int side = 0; side < 2; side++) {
+        if (!gradients[side])
+            continue;
+        double *sum = binary->spread[side] ? scratch : NULL;
+        const int64_t size = binary->size[side];
+        for (int64_t s = 0; s < binary->batch; s++) {
+            float *to = gradients[side] + s * size;
+            if (sum)
+                memset(sum, 0, (size_t)size * sizeof *sum);
+            sample_backward(binary, side, sum ? NULL : to, sum, dout + s * binary->out_size, operand(binary, 0, a, s),
+                            operand(binary, 1, b, s));
+            for (int64_t i = 0; sum && i < size; i++)
+                to[i] = (float)sum[i];
+        }
+        if (binary->kind == K_DIV)
+            zero_padding(gradients[side], binary->layout, binary->batch, binary->channels,
+                         sum ? size / cpu_rounded(binary->channels, cpu_width(binary->layout)) : binary->pixels);
+    }
+}

@@ -1,0 +1,521 @@
+/* test_ops.c: every operation of the graph, as a network of one, on plain and on blocked values: its value against
+ * ref.c, its input gradient against signed finite differences of ref.c in double, element by element, the same bits in
+ * every batch; then random networks with residual sums, products and concatenations; then what they need of memory. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "ref.h"
+
+enum { NODES_MAX = 160, SAMPLES = 5, POOL = 8192 };
+
+static Arena *arena;
+static uint64_t random_state = 1;
+static float pool[POOL]; /* random constants */
+
+static float uniform(void) { /* -1 to 1; splitmix64 */
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (float)((double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1);
+}
+
+static float *numbers(int64_t count) {
+    float *values = ARENA_ARRAY(arena, float, count, "numbers");
+    for (int64_t i = 0; i < count; i++)
+        values[i] = uniform();
+    return values;
+}
+
+/* ---- Networks of one operation ---------------------------------------------------------------------------------- */
+
+typedef enum { ALONE, WITH_SAME, WITH_POOLED, WITH_TURNED, WITH_ITSELF } Second;
+
+typedef struct {
+    Node node;     /* constants without values get random ones */
+    Shape shape;   /* of what it reads; rank 3 also blocked */
+    Second second; /* another value to read */
+    bool swapped;  /* ... first */
+    bool positive; /* only of positive values */
+} Case;
+
+#define CHW(c, h, w)                                                                                                   \
+    {                                                                                                                  \
+        3, {                                                                                                           \
+            c, h, w                                                                                                    \
+        }                                                                                                              \
+    }
+#define UNARY(kind, ...)                                                                                               \
+    { .node = {.op = kind, .scalar = {__VA_ARGS__}}, .shape = CHW(19, 3, 4) }
+#define PLUS(kind)                                                                                                     \
+    { .node = {.op = kind, .scalar = {.alpha = -1.3f}}, .shape = CHW(18, 3, 2), .positive = true }
+#define PAIR(kind, other, ...)                                                                                         \
+    { .node = {.op = kind}, .shape = __VA_ARGS__, .second = other }
+#define FIXED(kind, constant, first, ...)                                                                              \
+    { .node = {.op = kind, .operand.shape = constant, .operand_first = first}, .shape = __VA_ARGS__ }
+#define SHAPED(...) __VA_ARGS__
+
+static const Case cases[] = {
+    {.node = {.op = OP_CONV, .weight.shape = {4, {6, 2, 3, 3}}, .window = {.groups = 2}}, .shape = CHW(4, 6, 5)},
+    {.node = {.op = OP_CONV, .weight.shape = {4, {32, 4, 3, 3}}, .window = {.groups = 8}}, .shape = CHW(32, 4, 5)},
+    {.node = {.op = OP_CONV, .weight.shape = {4, {48, 16, 3, 1}}, .window = {.groups = 2}}, .shape = CHW(32, 4, 3)},
+    {.node = {.op = OP_CONV, .weight.shape = {4, {20, 1, 3, 3}}, .window = {.groups = 20, .pad_top = 1, .pad_left = 2}},
+     .shape = CHW(20, 5, 4)},
+    {.node = {.op = OP_CONV, .weight.shape = {4, {3, 1, 3, 2}}, .window = {.groups = 3, .stride_height = 2}},
+     .shape = CHW(3, 7, 4)},
+    {.node = {.op = OP_CONV, .weight.shape = {4, {10, 1, 3, 3}}, .window = {.groups = 5, .pad_bottom = 1}},
+     .shape = CHW(5, 5, 4)},
+    {.node = {.op = OP_CONV,
+              .weight.shape = {4, {7, 3, 3, 2}},
+              .window = {.dilation_height = 2, .dilation_width = 3, .pad_top = 2, .pad_right = 1}},
+     .shape = CHW(3, 7, 8)},
+    {.node = {.op = OP_CONV,
+              .weight.shape = {4, {20, 17, 3, 3}},
+              .window = {.dilation_height = 2, .dilation_width = 2, .pad_left = 3, .pad_bottom = 1}},
+     .shape = CHW(17, 5, 4)},
+    {.node = {.op = OP_MAX_POOL, .window = {.kernel_height = 3, .kernel_width = 2, .dilation_height = 2, .pad_top = 1}},
+     .shape = CHW(17, 7, 6)},
+    {.node = {.op = OP_MAX_POOL,
+              .window = {.kernel_height = 3, .kernel_width = 3, .stride_height = 2, .stride_width = 2},
+              .ceil_mode = true},
+     .shape = CHW(5, 6, 8)},
+    {.node = {.op = OP_AVERAGE_POOL,
+              .window = {.kernel_height = 3, .kernel_width = 3, .stride_height = 2, .pad_top = 1, .pad_right = 2},
+              .ceil_mode = true},
+     .shape = CHW(18, 6, 5)},
+    {.node = {.op = OP_AVERAGE_POOL,
+              .window = {.kernel_height = 3, .kernel_width = 2, .stride_height = 2, .stride_width = 3, .pad_left = 1},
+              .ceil_mode = true,
+              .count_include_pad = true},
+     .shape = CHW(6, 6, 7)},
+    {.node = {.op = OP_AVERAGE_POOL,
+              .window = {.kernel_height = 2,
+                         .kernel_width = 2,
+                         .dilation_width = 2,
+                         .pad_left = 1,
+                         .pad_top = 1,
+                         .pad_right = 2,
+                         .pad_bottom = 1},
+              .count_include_pad = true},
+     .shape = CHW(3, 5, 6)},
+    {.node = {.op = OP_GLOBAL_AVERAGE_POOL}, .shape = CHW(19, 4, 3)},
+    {.node = {.op = OP_GLOBAL_MAX_POOL}, .shape = CHW(19, 4, 3)},
+    {.node = {.op = OP_BATCH_NORM, .weight.shape = {1, {7}}, .bias.shape = {1, {7}}}, .shape = {1, {7}}},
+    {.node = {.op = OP_BATCH_NORM, .weight.shape = {1, {7}}, .bias.shape = {1, {7}}}, .shape = {2, {7, 5}}},
+    {.node = {.op = OP_BATCH_NORM, .weight.shape = {1, {17}}, .bias.shape = {1, {17}}}, .shape = CHW(17, 2, 3)},
+    {.node = {.op = OP_LINEAR, .weight.shape = {2, {9, 5}}, .gemm = {.alpha = 0.5f, .beta = 2}}, .shape = {1, {5}}},
+    {.node = {.op = OP_LINEAR, .weight.shape = {2, {4, 6}}, .gemm = {.alpha = 1, .beta = 1, .weight_in_out = true}},
+     .shape = CHW(3, 2, 4)},
+    {.node = {.op = OP_LINEAR, .weight.shape = {2, {6, 24}}, .gemm = {.alpha = 1, .beta = 1, .flatten = true}},
+     .shape = CHW(3, 2, 4)},
+    UNARY(OP_CLIP, .low = -0.4f, .high = 0.3f),
+    UNARY(OP_CLIP, .low = -INFINITY, .high = 0.3f),
+    UNARY(OP_LEAKY_RELU, .alpha = 0.1f),
+    UNARY(OP_ELU, .alpha = 1.5f),
+    UNARY(OP_SELU, .alpha = 1.6732632f, .beta = 1.050701f),
+    UNARY(OP_SIGMOID, 0),
+    UNARY(OP_HARD_SIGMOID, .alpha = 0.9f, .beta = 0.4f),
+    UNARY(OP_HARD_SWISH, 0),
+    UNARY(OP_TANH, 0),
+    UNARY(OP_SOFTPLUS, 0),
+    UNARY(OP_GELU, 0),
+    UNARY(OP_GELU, .tanh_form = true),
+    UNARY(OP_ERF, 0),
+    UNARY(OP_EXP, 0),
+    UNARY(OP_NEG, 0),
+    UNARY(OP_ABS, 0),
+    PLUS(OP_SQRT),
+    PLUS(OP_LOG),
+    PLUS(OP_RECIPROCAL),
+    PLUS(OP_POW),
+    PAIR(OP_ADD, WITH_SAME, CHW(18, 3, 4)),
+    PAIR(OP_ADD, WITH_ITSELF, CHW(18, 3, 4)),
+    PAIR(OP_SUB, WITH_SAME, CHW(3, 3, 4)),
+    PAIR(OP_SUB, WITH_POOLED, CHW(20, 3, 4)),
+    PAIR(OP_MUL, WITH_POOLED, CHW(20, 3, 4)),
+    {.node = {.op = OP_MUL}, .shape = CHW(20, 3, 4), .second = WITH_POOLED, .swapped = true},
+    PAIR(OP_MUL, WITH_SAME, CHW(16, 2, 3)),
+    PAIR(OP_MUL, WITH_ITSELF, CHW(7, 2, 3)),
+    {.node = {.op = OP_DIV}, .shape = CHW(5, 2, 3), .second = WITH_POOLED, .positive = true},
+    {.node = {.op = OP_DIV}, .shape = CHW(17, 2, 3), .second = WITH_SAME, .swapped = true, .positive = true},
+    FIXED(OP_ADD, SHAPED({3, {18, 1, 1}}), false, CHW(18, 3, 2)),
+    FIXED(OP_SUB, SHAPED({0, {0}}), true, CHW(18, 3, 2)),
+    FIXED(OP_MUL, SHAPED({3, {18, 3, 2}}), false, CHW(18, 3, 2)),
+    FIXED(OP_MUL, SHAPED({1, {2}}), false, CHW(18, 3, 2)),
+    FIXED(OP_MUL, SHAPED({3, {1, 3, 2}}), true, CHW(18, 3, 2)),
+    FIXED(OP_ADD, SHAPED({2, {5, 4}}), false, SHAPED({1, {4}})),
+    FIXED(OP_ADD, SHAPED({4, {2, 3, 1, 4}}), true, CHW(3, 2, 1)),
+    {.node = {.op = OP_DIV, .operand.shape = {3, {1, 1, 1}}, .operand_first = true},
+     .shape = CHW(17, 2, 3),
+     .positive = true},
+    FIXED(OP_PRELU, SHAPED({3, {19, 1, 1}}), false, CHW(19, 3, 2)),
+    PAIR(OP_PRELU, WITH_SAME, CHW(4, 3, 2)),
+    PAIR(OP_MATMUL, WITH_TURNED, CHW(2, 3, 4)),
+    PAIR(OP_MATMUL, WITH_TURNED, SHAPED({2, {5, 6}})),
+    PAIR(OP_CONCAT, WITH_SAME, CHW(16, 3, 2)),
+    PAIR(OP_CONCAT, WITH_SAME, CHW(5, 3, 2)),
+    {.node = {.op = OP_CONCAT, .along.axis = 2}, .shape = CHW(16, 3, 2), .second = WITH_SAME},
+    PAIR(OP_CONCAT, WITH_SAME, SHAPED({1, {5}})),
+    {.node = {.op = OP_RESHAPE, .target = {4, {2, 9, 3, 2}}}, .shape = CHW(18, 3, 2)},
+    {.node = {.op = OP_TRANSPOSE, .perm = {1, 2, 0}}, .shape = CHW(5, 3, 4)},
+    {.node = {.op = OP_TRANSPOSE, .perm = {1, 0, 3, 2}}, .shape = {4, {2, 3, 4, 2}}},
+    {.node = {.op = OP_SLICE, .slice = {{3, 0, 1}, {2, 1, 1}, {7, 3, 1}}}, .shape = CHW(18, 3, 2)},
+    {.node = {.op = OP_SLICE, .slice = {{4, 2, 0}, {-1, -2, 1}, {5, 2, 2}}}, .shape = CHW(5, 3, 2)},
+    {.node = {.op = OP_PAD, .pad = {PAD_CONSTANT, {0, 1, 2}, {1, 0, 3}, 0.7f}}, .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_PAD, .pad = {PAD_REFLECT, {0, 1, 2}, {0, 3, 1}, 0}}, .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_PAD, .pad = {PAD_EDGE, {0, 1, 2}, {1, 0, 3}, 0}}, .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_PAD, .pad = {PAD_EDGE, {0}, {0}, 0}}, .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_NEAREST, RESIZE_ASYMMETRIC, NEAREST_FLOOR, {3, 8, 5}, {0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_NEAREST, RESIZE_HALF_PIXEL, 0, {3, 3, 7}, {1, 0.8, 0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_NEAREST, RESIZE_ALIGN_CORNERS, 1, {3, 7, 2}, {0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_LINEAR, RESIZE_HALF_PIXEL, 0, {3, 9, 2}, {0}}}, .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_LINEAR, RESIZE_ALIGN_CORNERS, 0, {3, 9, 1}, {0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_LINEAR, RESIZE_PYTORCH_HALF_PIXEL, 0, {3, 1, 5}, {0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_RESIZE, .resize = {RESIZE_LINEAR, RESIZE_ASYMMETRIC, 0, {3, 6, 5}, {1, 1.6, 0}}},
+     .shape = CHW(3, 4, 3)},
+    {.node = {.op = OP_REDUCE_MEAN, .reduce = {{false, true, true}, false}}, .shape = CHW(18, 3, 2)},
+    {.node = {.op = OP_REDUCE_MEAN, .reduce = {{true, false, true}, true}}, .shape = CHW(5, 3, 2)},
+    {.node = {.op = OP_REDUCE_MEAN, .reduce = {{true}, false}}, .shape = {1, {5}}},
+    {.node = {.op = OP_SOFTMAX}, .shape = {1, {9}}},
+    {.node = {.op = OP_SOFTMAX, .along.axis = 1}, .shape = CHW(3, 4, 2)},
+    {.node = {.op = OP_LOG_SOFTMAX, .along = {1, true}}, .shape = CHW(3, 4, 2)},
+    {.node = {.op = OP_LAYER_NORM, .weight.shape = {1, {6}}, .bias.shape = {1, {6}}, .norm = {2, 0, 1e-5f}},
+     .shape = CHW(3, 2, 6)},
+    {.node = {.op = OP_LAYER_NORM, .norm = {1, 0, 1e-5f}}, .shape = CHW(3, 2, 6)},
+    {.node = {.op = OP_INSTANCE_NORM, .weight.shape = {1, {5}}, .bias.shape = {1, {5}}, .norm = {0, 0, 1e-5f}},
+     .shape = CHW(5, 3, 4)},
+    {.node = {.op = OP_GROUP_NORM, .weight.shape = {1, {6}}, .bias.shape = {1, {6}}, .norm = {0, 3, 1e-5f}},
+     .shape = CHW(6, 3, 2)},
+    {.node = {.op = OP_LRN, .lrn = {3, 0.8f, 0.75f, 1}}, .shape = CHW(7, 2, 3)},
+    {.node = {.op = OP_LRN, .lrn = {4, 0.8f, 0.6f, 2}}, .shape = CHW(3, 2, 3)},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static int put(Graph *g, Node node, int first, int second) {
+    const int inputs[2] = {first, second};
+    node.name = arena_printf(arena, "node%d", g->count);
+    node.n_inputs = first < 0 ? 0 : second < 0 ? 1 : 2;
+    node.inputs = inputs;
+    return graph_add(g, node);
+}
+
+static int constant(Graph *g, OpKind op, float value, int from) {
+    float *one = ARENA_ARRAY(arena, float, 1, "constant");
+    *one = value;
+    return put(g, (Node){.op = op, .operand = {{0}, one}}, from, -1);
+}
+
+static int norm(Graph *g, int from) {
+    const Shape C = shape_vector(g->nodes[from].shape.dim[0]);
+    return put(g, (Node){.op = OP_BATCH_NORM, .weight = {C, pool + 77}, .bias = {C, pool + 99}}, from, -1);
+}
+
+static int conv(Graph *g, int from, int out, int kernel, int stride) {
+    const Shape in = g->nodes[from].shape;
+    const int pad = kernel / 2;
+    Node n = {.op = OP_CONV, .window = {.stride_height = stride, .stride_width = stride}};
+    n.window.pad_top = n.window.pad_left = n.window.pad_bottom = n.window.pad_right = pad;
+    n.weight.shape = (Shape){4, {out, in.dim[0], kernel, kernel}};
+    float *weight = numbers(shape_size(n.weight.shape));
+    for (int64_t i = 0; i < shape_size(n.weight.shape); i++) /* sums of about 1 */
+        weight[i] *= sqrtf(3 / (float)(in.dim[0] * kernel * kernel));
+    n.weight.values = weight;
+    return put(g, n, from, -1);
+}
+
+/* *from: the value the operation under test reads. */
+static Graph *one_operation(const Case *c, bool blocked, int *from) {
+    Graph *g = graph_new(arena, 12);
+    int x = put(g, (Node){.op = OP_INPUT, .shape = c->shape}, -1, -1);
+    x = blocked ? conv(g, x, c->shape.dim[0], 1, 1) : x;
+    if (c->positive)
+        x = constant(g, OP_ADD, 0.5f, put(g, (Node){.op = OP_ABS}, x, -1));
+    *from = x;
+    Node n = c->node;
+    Constant *constants[] = {&n.weight, &n.bias, &n.operand};
+    for (int i = 0; i < 3; i++)
+        constants[i]->values = i < 2 && constants[i]->shape.rank == 0 ? NULL : pool + 100 * i;
+    if (n.op == OP_CONV || n.op == OP_MAX_POOL || n.op == OP_AVERAGE_POOL) {
+        n.window.stride_height = n.window.stride_height ? n.window.stride_height : 1;
+        n.window.stride_width = n.window.stride_width ? n.window.stride_width : 1;
+    }
+    const bool two = c->shape.rank == 2;
+    int other = -1;
+    if (c->second == WITH_SAME)
+        other = norm(g, x);
+    if (c->second == WITH_SAME && c->positive) /* not a ratio that is constant */
+        other = put(g, (Node){.op = OP_EXP}, other, -1);
+    if (c->second == WITH_POOLED)
+        other = put(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL}, x, -1);
+    if (c->second == WITH_POOLED && blocked)
+        other = conv(g, other, c->shape.dim[0], 1, 1);
+    if (c->second == WITH_POOLED && blocked && c->positive)
+        other = put(g, (Node){.op = OP_EXP}, other, -1);
+    if (c->second == WITH_TURNED)
+        other = put(g, (Node){.op = OP_TRANSPOSE, .perm = {two ? 1 : 0, two ? 0 : 2, 1}}, x, -1);
+    if (c->second == WITH_ITSELF)
+        other = x;
+    if (c->swapped)
+        put(g, n, other, x);
+    else
+        put(g, n, x, other);
+    return g;
+}
+
+/* ---- Running a network ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    float *value, *gradient; /* of the logits; of one node */
+} Result;
+
+static int64_t size_of(const Graph *g, int node) {
+    return shape_size(g->nodes[node].shape);
+}
+
+static Result run(const Graph *g, int batch, int node, bool everything, const float *x, const float *seed) {
+    bool values[NODES_MAX] = {0}, gradients[NODES_MAX] = {0};
+    values[g->logits] = gradients[node] = true;
+    for (int i = 0; everything && i < g->count; i++)
+        values[i] = gradients[i] = true;
+    Result r = {ARENA_ARRAY(arena, float, SAMPLES *size_of(g, g->logits), "value"),
+                ARENA_ARRAY(arena, float, SAMPLES *size_of(g, node), "gradient")};
+    Plan *plan = graph_plan(arena, g, batch, values, gradients);
+    Lane *lane = lane_new(graph_lane_bytes(plan));
+    for (int first = 0; first + batch <= SAMPLES; first += batch) {
+        memset(lane_memory(lane), 0xff, graph_lane_bytes(plan));
+        const size_t sample = sizeof(float) * (size_t)batch;
+        dev_upload(graph_input(plan, lane), x + first * size_of(g, 0), sample * (size_t)size_of(g, 0));
+        graph_forward(plan, lane);
+        graph_backward(plan, lane, seed + first * size_of(g, g->logits));
+        dev_download(r.value + first * size_of(g, g->logits), graph_value(plan, lane, g->logits),
+                     sample * (size_t)size_of(g, g->logits));
+        dev_download(r.gradient + first * size_of(g, node), graph_gradient(plan, lane, node),
+                     sample * (size_t)size_of(g, node));
+    }
+    lane_free(lane);
+    graph_plan_free(plan);
+    return r;
+}
+
+static double **reference(const Graph *g, const float *x, int samples) {
+    double **values = ARENA_ARRAY(arena, double *, g->count, "values");
+    for (int i = 0; i < g->count; i++)
+        values[i] = ARENA_ARRAY(arena, double, samples *size_of(g, i), "values");
+    for (int64_t i = 0; i < samples * size_of(g, 0); i++)
+        values[0][i] = x[i];
+    ref_graph(values, g, 1, samples);
+    return values;
+}
+
+static double weighed(const Graph *g, double **values, const float *seed) {
+    double sum = 0;
+    for (int64_t i = 0; i < size_of(g, g->logits); i++)
+        sum += values[g->logits][i] * (double)seed[i];
+    return sum;
+}
+
+static void check_close(const char *what, const float *fast, const double *exact, int64_t count, double tolerance) {
+    double largest = 1e-3, worst = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double error = fabs((double)fast[i] - exact[i]);
+        largest = fmax(largest, fabs(exact[i]));
+        worst = error > worst || isnan(error) ? error : worst;
+    }
+    if (!(worst <= tolerance * largest))
+        fail_msg("%s: error %g of %g", what, worst, largest);
+}
+
+/* Of <logits, seed> with respect to each element of a node's value (one sample), which later nodes are made of. */
+static double *slopes(const Graph *g, double **values, int node, const float *seed) {
+    const double step = 1e-6;
+    double *found = ARENA_ARRAY(arena, double, size_of(g, node), "slopes");
+    for (int64_t i = 0; i < size_of(g, node); i++) {
+        const double x = values[node][i];
+        for (int side = -1; side <= 1; side += 2) {
+            values[node][i] = x + side * step;
+            ref_graph(values, g, node + 1, 1);
+            found[i] += side * weighed(g, values, seed) / (2 * step);
+        }
+        values[node][i] = x;
+    }
+    ref_graph(values, g, node + 1, 1);
+    return found;
+}
+
+static void check_same(const char *what, const Graph *g, int node, Result a, Result b) {
+    const size_t value = (size_t)(SAMPLES * size_of(g, g->logits)), gradient = (size_t)(SAMPLES * size_of(g, node));
+    if (memcmp(a.value, b.value, value * sizeof(float)) != 0)
+        fail_msg("%s: the value has other bits", what);
+    if (memcmp(a.gradient, b.gradient, gradient * sizeof(float)) != 0)
+        fail_msg("%s: the gradient has other bits", what);
+}
+
+static void test_operations(void **state) {
+    (void)state;
+    bool seen[OP_COUNT] = {[OP_INPUT] = true, [OP_RELU] = true}; /* test_kernels.c, test_graph.c */
+    for (int i = 0; i < 2 * CASES; i++) {
+        const Case *c = &cases[i / 2];
+        random_state = (uint64_t)i + 1;
+        int from;
+        Graph *g = i % 2 && c->shape.rank != 3 ? NULL : one_operation(c, i % 2, &from);
+        if (!g)
+            continue;
+        seen[c->node.op] = true;
+        const char *what =
+            arena_printf(arena, "%s (case %d%s)", graph_op_name(c->node.op), i / 2, i % 2 ? ", blocked" : "");
+        const float *x = numbers(SAMPLES * size_of(g, 0)), *seed = numbers(SAMPLES * size_of(g, g->logits));
+        const Result r = run(g, SAMPLES, from, false, x, seed);
+        double **values = reference(g, x, SAMPLES);
+        check_close(what, r.value, values[g->logits], SAMPLES * size_of(g, g->logits), 3e-6);
+        for (int s = 0; s < 2; s++) {
+            double **one = reference(g, x + s * size_of(g, 0), 1);
+            double *exact = slopes(g, one, from, seed + s * size_of(g, g->logits));
+            check_close(arena_printf(arena, "%s, gradient", what), r.gradient + s * size_of(g, from), exact,
+                        size_of(g, from), 1e-5);
+        }
+        check_same(what, g, from, run(g, 1, from, false, x, seed), r);
+        check_same(what, g, from, run(g, SAMPLES, from, true, x, seed), r);
+    }
+    for (int op = 0; op < OP_COUNT; op++)
+        if (!seen[op])
+            fail_msg("%s is not tested", graph_op_name((OpKind)op));
+}
+
+/* ---- Random networks -------------------------------------------------------------------------------------------- */
+
+static int pick(int count) {
+    return (int)((double)(uniform() + 1) / 2 * count) % count;
+}
+
+/* Nodes of the same height and width, so that any two can be joined. */
+static Graph *random_network(uint64_t seed) {
+    random_state = seed;
+    static const OpKind simple[] = {OP_RELU, OP_SIGMOID, OP_HARD_SWISH, OP_TANH, OP_GELU};
+    Graph *g = graph_new(arena, NODES_MAX);
+    int node[40], count = 0;
+    node[count++] = put(g, (Node){.op = OP_INPUT, .shape = CHW(3, 5, 6)}, -1, -1);
+    while (count < 16) {
+        const int a = node[count - 1 - pick(count < 4 ? count : 4)], b = node[pick(count)];
+        const Shape s = g->nodes[a].shape, t = g->nodes[b].shape;
+        int made;
+        switch (pick(8)) {
+        case 0:
+        case 1: made = conv(g, a, pick(2) ? 16 : 20, 3, 1); break;
+        case 2: made = put(g, (Node){.op = OP_RELU}, norm(g, a), -1); break;
+        case 3: made = put(g, (Node){.op = simple[pick(5)]}, a, -1); break;
+        case 4:
+        case 5: made = put(g, (Node){.op = s.dim[0] == t.dim[0] ? OP_ADD : OP_CONCAT}, a, b); break;
+        case 6:
+            made = put(g, (Node){.op = OP_MUL}, a,
+                       put(g, (Node){.op = OP_SIGMOID}, put(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL}, a, -1), -1));
+            break;
+        default: made = put(g, (Node){.op = OP_ADD}, conv(g, a, 16, 1, 1), conv(g, b, 16, 3, 1));
+        }
+        node[count++] = made;
+    }
+    int last = node[--count];
+    for (int i = 0; i < 3; i++)
+        last = put(g, (Node){.op = OP_CONCAT}, last, node[pick(count)]);
+    last = put(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL}, last, -1);
+    const int inputs = (int)size_of(g, last);
+    put(g,
+        (Node){.op = OP_LINEAR,
+               .gemm = {.alpha = 1, .beta = 1, .flatten = true},
+               .weight = {{2, {4, inputs}}, numbers(4 * inputs)}},
+        last, -1);
+    return g;
+}
+
+/* The slope along a random direction, of the input and of other nodes, against the gradient computed. */
+static void test_random_networks(void **state) {
+    (void)state;
+    enum { NETWORKS = 40 };
+    for (int which = 1; which <= NETWORKS; which++) {
+        Graph *g = random_network((uint64_t)which * 1000);
+        const float *x = numbers(SAMPLES * size_of(g, 0)), *seed = numbers(SAMPLES * size_of(g, g->logits));
+        const char *what = arena_printf(arena, "network %d", which);
+        double **values = reference(g, x, 1);
+        const Result r = run(g, SAMPLES, 0, false, x, seed);
+        check_close(what, r.value, values[g->logits], size_of(g, g->logits), 1e-5);
+        const float *direction = numbers(size_of(g, 0));
+        double given = 0, size = 0, measured = 0;
+        for (int64_t i = 0; i < size_of(g, 0); i++) {
+            given += (double)direction[i] * (double)r.gradient[i];
+            size += fabs((double)direction[i] * (double)r.gradient[i]);
+        }
+        for (int side = -1; side <= 1; side += 2) {
+            for (int64_t i = 0; i < size_of(g, 0); i++)
+                values[0][i] = (double)x[i] + side * 1e-7 * (double)direction[i];
+            ref_graph(values, g, 1, 1);
+            measured += side * weighed(g, values, seed) / 2e-7;
+        }
+        if (!(fabs(measured - given) <= 1e-5 * (size + 0.01)))
+            fail_msg("%s: slope %.9g, gradient gives %.9g", what, measured, given);
+        check_same(what, g, 0, run(g, 1, 0, false, x, seed), r);
+        check_same(what, g, 0, run(g, SAMPLES, 0, false, x, seed), r);
+    }
+}
+
+/* ---- Memory ----------------------------------------------------------------------------------------------------- */
+
+/* conv, batch norm, relu, conv, batch norm, sum, relu: twenty times. */
+static Graph *residual_chain(int blocks) {
+    Graph *g = graph_new(arena, NODES_MAX);
+    int x = put(g, (Node){.op = OP_INPUT, .shape = CHW(3, 8, 8)}, -1, -1);
+    x = conv(g, x, 16, 3, 1);
+    for (int b = 0; b < blocks; b++) {
+        int y = put(g, (Node){.op = OP_RELU}, norm(g, conv(g, x, 16, 3, 1)), -1);
+        y = norm(g, conv(g, y, 16, 3, 1));
+        x = put(g, (Node){.op = OP_RELU}, put(g, (Node){.op = OP_ADD}, y, x), -1);
+    }
+    put(g, (Node){.op = OP_GLOBAL_AVERAGE_POOL}, x, -1);
+    return g;
+}
+
+/* Forward: the block's input, a convolution's input and its output. Backward: what the relus gave, and likewise. */
+static void test_memory(void **state) {
+    (void)state;
+    enum { BLOCKS = 20, BATCH = 8 };
+    const size_t value = k_value_bytes(LAYOUT_BLOCKED, BATCH, 16, 8, 8);
+    const size_t image = k_value_bytes(LAYOUT_PLAIN, BATCH, 3, 8, 8), rest = 4096;
+    bool values[NODES_MAX] = {0}, none[NODES_MAX] = {0}, input[NODES_MAX] = {true};
+    Graph *g = residual_chain(BLOCKS);
+    values[g->logits] = true;
+    Plan *forward = graph_plan(arena, g, BATCH, values, none), *backward = graph_plan(arena, g, BATCH, values, input);
+    assert_true(graph_lane_bytes(forward) >= 3 * value);
+    assert_true(graph_lane_bytes(forward) <= 3 * value + image + rest);
+    assert_true(graph_lane_bytes(backward) >= 2 * BLOCKS * value);
+    assert_true(graph_lane_bytes(backward) <= (2 * BLOCKS + 4) * value + 2 * image + rest);
+    graph_plan_free(forward);
+    graph_plan_free(backward);
+}
+
+int main(void) {
+    dev_start(0, 2);
+    dev_limit_isa(dev_isa());
+    arena = arena_new();
+    for (int i = 0; i < POOL; i++)
+        pool[i] = uniform();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_operations),
+        cmocka_unit_test(test_random_networks),
+        cmocka_unit_test(test_memory),
+    };
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    arena_free(arena);
+    return failed;
+}
