@@ -149,6 +149,7 @@
  *         :option_mean = "0" ;
  *         :option_std = "1" ;
  *         :option_samples = "all" ;
+ *         :option_logits_node = "default" ;
  *         :option_embed = "logits,gap" ;
  *         :option_pca = "2" ;
  *         :option_tsne = "2" ;

@@ -226,7 +226,8 @@ static void run_case(Case *c, const char *folder) {
     c->whole = number_by_number(graph);
     const char *first = NULL;
     Onnx__TensorProto **tensors = ARENA_ARRAY(c->arena, Onnx__TensorProto *, graph->n_initializer + graph->n_input, "");
-    memcpy(tensors, graph->initializer, graph->n_initializer * sizeof *tensors);
+    if (graph->n_initializer > 0)
+        memcpy(tensors, graph->initializer, graph->n_initializer * sizeof *tensors);
     for (size_t i = 0, file = 0; i < graph->n_input; i++) {
         bool given = false;
         for (size_t k = 0; k < graph->n_initializer && !given; k++)
