@@ -117,7 +117,7 @@ has_openblas() {
 has_onnx_proto() {
     local prefix
     for prefix in /usr/include /usr/local/include $(tr ':' ' ' <<<"${CPATH:-}") \
-        $(for prefix in $(tr ':;' '  ' <<<"${CMAKE_PREFIX_PATH:-}"); do echo "$prefix/include"; done); do
+        $(for root in $(tr ':;' '  ' <<<"${CMAKE_PREFIX_PATH:-}"); do echo "$root/include"; done); do
         [[ ! -e $prefix/onnx/onnx.proto ]] || return 0
     done
     return 1
