@@ -11,7 +11,7 @@ typedef struct {
 } Model;
 
 /* The network in `bytes`, the whole file, told by content. input: the images' (C, H, W). An .onnx file gives the graph
- * it holds (onnx.h; logits_node, or NULL, is --logits-node). A .pth must hold the notebook's CNN: conv1, bn1, relu1,
+ * it holds (onnx.h; logits_node, or NULL, is --logits-node). A .pth or .safetensors must hold the notebook's CNN: conv1, bn1, relu1,
  * pool1, conv2, bn2, relu2, pool2, gap, fc, with sizes read from the tensors' shapes (padding kernel / 2). The output
  * layer's node is called "logits"; its own name (fc) means the same to model_layer. Dies naming the missing, misshapen
  * or non-finite tensor, or the node that cannot be run. */

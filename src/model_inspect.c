@@ -9,8 +9,8 @@
 #include "error.h"
 #include "model.h"
 #include "onnx.h"
-#include "pth.h"
 #include "sha256.h"
+#include "state.h"
 
 enum { NOMINAL = 64, NOMINAL_ONNX = 224, NAME_WIDTH = 28 };
 
@@ -25,7 +25,7 @@ static void print_file(const StateDict *state, const void *bytes, size_t size) {
     char hex[65];
     sha256_hex(hex, bytes, size);
     printf("file    %s, %zu bytes\n", state->path, size);
-    printf("format  torch.save, %s\n", state->format);
+    printf("format  %s\n", state->format);
     printf("sha256  %s\n", hex);
     if (*state->found_under)
         printf("under   key %s of a checkpoint\n", state->found_under);
@@ -91,14 +91,14 @@ void model_inspect(const char *path) {
     Arena *arena = arena_new();
     size_t size;
     const void *bytes = dataset_file_bytes(arena, path, &size);
-    if (onnx_is(bytes, size)) {
+    if (!safetensors_is(bytes, size, path) && onnx_is(bytes, size)) {
         const Shape image = onnx_print(bytes, size, path, shape_chw(3, NOMINAL_ONNX, NOMINAL_ONNX));
         print_graph(model_open(arena, bytes, size, path, image, NULL)->graph);
         arena_free(arena);
         return;
     }
     Arena *tensors = arena_new(); /* apart, and gone before the model is made: one copy of the weights at a time */
-    const StateDict *state = pth_read(tensors, bytes, size, path);
+    const StateDict *state = state_read(tensors, bytes, size, path);
     print_file(state, bytes, size);
     print_tensors(state);
     const Tensor *first = state_find(state, "conv1.weight");

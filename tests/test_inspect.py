@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crafted import Entry, calling, network, pickled, save, text
+from crafted import Entry, calling, network, pickled, safetensors, save, text
 from program import BINARY, DATA, GOLDEN
 
 PTH = GOLDEN / "pth"
@@ -74,6 +74,27 @@ def test_tensors_of_another_network_are_printed_before_it_is_refused() -> None:
     assert "argparse.Namespace (byte 52)" in out
     assert "tensor conv2.weight is missing" in line
     assert "notebook's CNN" in line
+
+
+def test_safetensors() -> None:
+    done = inspect(GOLDEN / "safetensors" / "cnn_float64.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "format  safetensors" in lines and "prefix  module., taken off every name" in lines
+    assert ["conv2.weight", "float64", "(1,", "3,", "3,", "1)"] in map(words, lines)
+    layers = inspect(PTH / "cnn_float64.pth").stdout.split("\nlayer ")[1]
+    assert done.stdout.split("\nlayer ")[1] == layers
+
+
+@pytest.mark.parametrize(("changes", "header", "message"), [
+    ({"fc__weight": None}, {}, "fc.weight is missing"),
+    ({}, {"conv1.weight": {"dtype": "F8_E4M3", "shape": [144], "data_offsets": [0, 144]}}, "conv1.weight is of a type"),
+    ({"fc__bias": np.full(10, np.nan)}, {}, "fc.bias holds nan at (0)"),
+    ({}, {"fc.bias": None}, "expected '{'"),
+    ({"a\x1b": np.ones(1)}, {}, "the name of a tensor"),
+])
+def test_bad_safetensors(tmp_path: Path, changes: dict, header: dict, message: str) -> None:
+    assert message in refusal(safetensors(tmp_path / "bad.safetensors", network(**changes), **header))[1]
 
 
 def ones(*shape: int) -> np.ndarray:
