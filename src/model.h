@@ -21,7 +21,8 @@ Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path
  * none; `option` is named in that message. */
 int model_layer(const Model *model, const char *name, const char *option);
 
-/* `cnnscope inspect --model FILE`: prints tensors, layers and shapes to stdout; no MPI. */
-void model_inspect(const char *path);
+/* `cnnscope inspect --model FILE`: prints tensors, layers and shapes to stdout, and writes the graph in the DOT language
+ * to the file `dot` (NULL: not wanted), which may exist only with overwrite; no MPI. */
+void model_inspect(const char *path, const char *dot, bool overwrite);
 
 #endif

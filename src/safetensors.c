@@ -305,7 +305,7 @@ static void read_header(Reader *r) {
     while (!empty) {
         char *name = r->state ? r->names + used : counted;
         size_t length = text(r, name, r->state ? r->size - used : sizeof counted);
-        bool odd = length >= STATE_NAME_BYTES || memchr(name, '\0', length);
+        bool odd = length >= STATE_NAME_BYTES;
         for (size_t i = 0; i < length && !odd; i++)
             odd = (unsigned char)name[i] < 0x20 || name[i] == 0x7f;
         if (odd)
