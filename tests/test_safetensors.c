@@ -245,6 +245,20 @@ static void test_names_and_types(void **unused) {
     arena_free(arena);
 }
 
+/* A name of 1023 bytes is the longest. */
+static void test_long_name(void **unused) {
+    (void)unused;
+    for (int length = 1023; length <= 1024; length++) {
+        char header[1200];
+        uint8_t file[1300];
+        const int size = snprintf(header, sizeof header,
+                                  "{\"%0*d\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", length, 0);
+        assert_true(size > 0 && size < (int)sizeof header);
+        const HeaderCase c = {length == 1023 ? NULL : "the name of a tensor", 1, header};
+        must_end(file, put_file(file, &c), c.expected);
+    }
+}
+
 static void test_lengths_of_the_header(void **unused) {
     (void)unused;
     static const HeaderCase c = {NULL, 8, W("}}")};
@@ -265,9 +279,13 @@ static void test_lengths_of_the_header(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values),          cmocka_unit_test(test_truncated_anywhere),
-        cmocka_unit_test(test_flipped_bits),    cmocka_unit_test(test_headers),
-        cmocka_unit_test(test_names_and_types), cmocka_unit_test(test_lengths_of_the_header),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_truncated_anywhere),
+        cmocka_unit_test(test_flipped_bits),
+        cmocka_unit_test(test_headers),
+        cmocka_unit_test(test_names_and_types),
+        cmocka_unit_test(test_long_name),
+        cmocka_unit_test(test_lengths_of_the_header),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
