@@ -177,6 +177,10 @@ Graph *graph_new(Arena *arena, int capacity);
 int graph_add(Graph *graph, Node node);
 
 int graph_find(const Graph *graph, const char *name); /* index, or -1 */
+
+/* Whether a node is a layer of its own: the one node, the logits if they are one, of those that hold the same numbers in
+ * the same order (a Flatten and what it reads). The input's numbers are none. */
+bool graph_is_distinct(const Graph *graph, int node);
 const char *graph_op_name(OpKind op);                 /* "Conv", "BatchNormalization", ... as in ONNX */
 
 /* One batch size, and what will be asked of a batch: values and gradients of nodes (bool per node). A gradient is

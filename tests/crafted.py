@@ -1,4 +1,4 @@
-"""Files that are wrong on purpose, for test_errors.py; nothing here needs PyTorch.
+"""Small files, wrong on purpose and right; nothing here needs PyTorch.
 
 A .pth of the new format is a zip of stored entries: data.pkl, a pickle that says which tensor lies in which entry, and
 data/0, data/1, ..., the raw numbers. The pickle is written opcode by opcode, so that it can say anything.
