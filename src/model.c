@@ -36,7 +36,7 @@ typedef struct {
 static void check_names(const StateDict *state);
 static Graph *build(Arena *arena, const StateDict *state, Shape input);
 
-Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path, Shape input,
+Model *model_open(Arena *arena, Arena *file, const void *bytes, size_t size, const char *path, Shape input,
                   const char *logits_node) {
     Model *model = ARENA_ARRAY(arena, Model, 1, path);
     if (!safetensors_is(bytes, size, path) && onnx_is(bytes, size)) {
@@ -44,6 +44,7 @@ Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path
         sha256_add(hash, bytes, size);
         const OnnxWish wish = {.input = input, .logits_node = logits_node, .hash = hash};
         const OnnxNetwork network = onnx_read(arena, bytes, size, path, &wish);
+        arena_free(file);
         sha256_end(hash, model->sha256);
         model->graph = network.graph;
         model->output_name = network.output_name;
@@ -51,11 +52,18 @@ Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path
     }
     if (logits_node)
         die_usage("--logits-node %s: %s is not an .onnx file, whose nodes can be named", logits_node, path);
-    const StateDict *state = state_read(arena, bytes, size, path);
+    sha256_hex(model->sha256, bytes, size);
+    Arena *weights = arena_new(); /* as they are in the file */
+    const bool in_place = safetensors_is(bytes, size, path);
+    const StateDict *state = state_read(weights, bytes, size, path);
     check_names(state);
+    if (!in_place)
+        arena_free(file);
     model->graph = build(arena, state, input);
     model->output_name = "fc";
-    sha256_hex(model->sha256, bytes, size);
+    arena_free(weights);
+    if (in_place)
+        arena_free(file);
     return model;
 }
 

@@ -50,9 +50,9 @@ static void print_tensors(const StateDict *state) {
 }
 
 void model_inspect(const char *path, const char *dot, bool overwrite) {
-    Arena *arena = arena_new();
+    Arena *arena = arena_new(), *file = arena_new();
     size_t size;
-    const void *bytes = dataset_file_bytes(arena, path, &size);
+    const void *bytes = dataset_file_bytes(file, path, &size);
     Shape image;
     int nominal = 0;
     if (!safetensors_is(bytes, size, path) && onnx_is(bytes, size)) {
@@ -68,7 +68,7 @@ void model_inspect(const char *path, const char *dot, bool overwrite) {
         nominal = NOMINAL;
         arena_free(tensors);
     }
-    const Graph *graph = model_open(arena, bytes, size, path, image, NULL)->graph;
+    const Graph *graph = model_open(arena, file, bytes, size, path, image, NULL)->graph;
     model_draw(arena, graph, nominal);
     if (dot)
         model_dot(graph, nominal, dot, overwrite);

@@ -18,10 +18,11 @@
 static const Model *model_read(Arena *arena, const char *path, Shape input, const char **message, int *status) {
     static const Model *model;
     size_t size;
-    const void *bytes = dataset_file_bytes(arena, path, &size);
+    Arena *file = arena_new();
+    const void *bytes = dataset_file_bytes(file, path, &size);
     model = NULL;
     if (!error_caught())
-        model = model_open(arena, bytes, size, path, input, NULL);
+        model = model_open(arena, file, bytes, size, path, input, NULL);
     return error_pending(message, status) ? NULL : model;
 }
 
