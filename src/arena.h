@@ -19,6 +19,6 @@ void *arena_alloc(Arena *arena, uint64_t count, size_t size, const char *what);
 
 #define ARENA_ARRAY(arena, type, count, what) ((type *)arena_alloc((arena), (uint64_t)(count), sizeof(type), (what)))
 
-char *arena_printf(Arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3)));
+char *arena_printf(Arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3), nonnull(2)));
 
 #endif

@@ -152,8 +152,10 @@ static Layers layers_of(Job *job) {
     int most = all ? graph->count : list->count, *nodes = ARENA_ARRAY(job->arena, int, most, "layers");
     Layers layers = {.features = ARENA_ARRAY(job->arena, Matrix, most, "layers"), .nodes = nodes};
     int64_t bytes = 0, most_samples = job->shard.count;
-    for (int i = all ? 1 : 0; i < most; i++) {
+    for (int i = 0; i < most; i++) {
         int node = all ? i : model_layer(job->model, list->items[i], "embed");
+        if (all && !graph_is_distinct(graph, node))
+            continue;
         for (int j = 0; j < layers.count; j++)
             if (nodes[j] == node)
                 die_usage("--embed: %s is asked for twice", list->items[i]);

@@ -153,6 +153,17 @@ int graph_find(const Graph *graph, const char *name) {
     return -1;
 }
 
+static int origin(const Graph *graph, int node) {
+    while (graph->nodes[node].op == OP_RESHAPE)
+        node = graph->nodes[node].inputs[0];
+    return node;
+}
+
+bool graph_is_distinct(const Graph *graph, int node) {
+    const int first = origin(graph, node);
+    return first == origin(graph, graph->logits) ? node == graph->logits : node == first && first > 0;
+}
+
 /* ---- The table -------------------------------------------------------------------------------------------------- */
 
 const Op *graph_op(OpKind kind) {

@@ -3,7 +3,7 @@
  * A node's value is its output for a batch; forward is a loop up the nodes, backward a loop down, with respect to the
  * input only. A model front end adds nodes; graph_plan prepares kernels for one batch size and decides where values
  * live. One plan serves all lanes. The op table (graph.c, its entries in graph_*.c by family) has one entry per
- * operation: shape rule, prepare, forward, backward; plan.c has the memory plan and the passes.
+ * operation: shape rule, prepare, forward, backward; plan.c has the memory plan, plan_run.c the passes.
  *
  * The batch is no dimension here: shapes and axes are those of one sample, so axis 0 is ONNX's axis 1. A node has one
  * value: a Split is one OP_SLICE per output, Flatten, Squeeze and Unsqueeze are OP_RESHAPE, Dropout and Identity are
@@ -177,7 +177,11 @@ Graph *graph_new(Arena *arena, int capacity);
 int graph_add(Graph *graph, Node node);
 
 int graph_find(const Graph *graph, const char *name); /* index, or -1 */
-const char *graph_op_name(OpKind op);                 /* "Conv", "BatchNormalization", ... as in ONNX */
+
+/* Whether a node is a layer of its own: the one node, the logits if they are one, of those that hold the same numbers in
+ * the same order (a Flatten and what it reads). The input's numbers are none. */
+bool graph_is_distinct(const Graph *graph, int node);
+const char *graph_op_name(OpKind op); /* "Conv", "BatchNormalization", ... as in ONNX */
 
 /* One batch size, and what will be asked of a batch: values and gradients of nodes (bool per node). A gradient is
  * that of one logit per sample (the seed) with respect to the node's value. The backward pass runs only through nodes

@@ -124,20 +124,22 @@ static void open_data(Job *job) {
 
 static void open_model(Job *job) {
     static const char *path;
+    static Arena *file;
     static void *bytes;
     static size_t size; /* static: they keep their values over error_caught() */
     path = job->options->model;
+    file = arena_new();
     if (!error_caught() && comm_rank() == 0)
-        bytes = dataset_file_bytes(job->arena, path, &size);
+        bytes = dataset_file_bytes(file, path, &size);
     comm_all_ok();
     comm_broadcast(&size, sizeof size);
     if (comm_rank() != 0)
-        bytes = arena_alloc(job->arena, size, 1, path);
+        bytes = arena_alloc(file, size, 1, path);
     comm_broadcast(bytes, size);
     if (!error_caught()) {
         const PixelTransform *t = &job->transform;
-        job->model = model_open(job->arena, bytes, size, path,
-                                shape_chw(t->channels, t->height, t->width), job->options->logits_node);
+        job->model = model_open(job->arena, file, bytes, size, path, shape_chw(t->channels, t->height, t->width),
+                                job->options->logits_node);
         const Graph *graph = job->model->graph;
         int64_t outputs = shape_size(graph->nodes[graph->logits].shape);
         job->categories = outputs == 1 ? 2 : outputs;

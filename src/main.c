@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     options_early(argc, argv);
     if (argc > 1 && strcmp(argv[1], "inspect") == 0) { /* no MPI */
         options_parse(&options, argc, argv);
-        model_inspect(options.model);
+        model_inspect(options.model, options.dot, options.overwrite);
         return 0;
     }
     comm_start(&argc, &argv);

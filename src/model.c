@@ -16,8 +16,8 @@
 #include "dataset.h"
 #include "error.h"
 #include "onnx.h"
-#include "pth.h"
 #include "sha256.h"
+#include "state.h"
 
 #define BATCH_NORM_EPS 1e-5
 #define NETWORK "the notebook's CNN (conv1 bn1 relu1 pool1 conv2 bn2 relu2 pool2 gap fc)"
@@ -36,13 +36,15 @@ typedef struct {
 static void check_names(const StateDict *state);
 static Graph *build(Arena *arena, const StateDict *state, Shape input);
 
-Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path, Shape input, const char *logits_node) {
+Model *model_open(Arena *arena, Arena *file, const void *bytes, size_t size, const char *path, Shape input,
+                  const char *logits_node) {
     Model *model = ARENA_ARRAY(arena, Model, 1, path);
-    if (onnx_is(bytes, size)) {
+    if (!safetensors_is(bytes, size, path) && onnx_is(bytes, size)) {
         Sha256 *hash = sha256_begin();
         sha256_add(hash, bytes, size);
         const OnnxWish wish = {.input = input, .logits_node = logits_node, .hash = hash};
         const OnnxNetwork network = onnx_read(arena, bytes, size, path, &wish);
+        arena_free(file);
         sha256_end(hash, model->sha256);
         model->graph = network.graph;
         model->output_name = network.output_name;
@@ -50,11 +52,18 @@ Model *model_open(Arena *arena, const void *bytes, size_t size, const char *path
     }
     if (logits_node)
         die_usage("--logits-node %s: %s is not an .onnx file, whose nodes can be named", logits_node, path);
-    const StateDict *state = pth_read(arena, bytes, size, path);
+    sha256_hex(model->sha256, bytes, size);
+    Arena *weights = arena_new(); /* as they are in the file */
+    const bool in_place = safetensors_is(bytes, size, path);
+    const StateDict *state = state_read(weights, bytes, size, path);
     check_names(state);
+    if (!in_place)
+        arena_free(file);
     model->graph = build(arena, state, input);
     model->output_name = "fc";
-    sha256_hex(model->sha256, bytes, size);
+    arena_free(weights);
+    if (in_place)
+        arena_free(file);
     return model;
 }
 
@@ -157,8 +166,8 @@ static void check_names(const StateDict *state) {
             die_missing(state, needed[i]);
     for (int i = 0; i < state->count; i++)
         if (!has_place(state->tensors[i].name))
-            die("%s: tensor %s has no place in " NETWORK ", the only one a .pth can hold: the file is of another "
-                "network",
+            die("%s: tensor %s has no place in " NETWORK ", the only one a state_dict can be of: export another "
+                "network to ONNX (scripts/export_onnx.py)",
                 state->path, state->tensors[i].name);
 }
 
@@ -181,10 +190,19 @@ static double bfloat16_value(uint16_t bits) {
 
 /* Element i, of a floating type; dies unless it is a number that a float32 can hold. */
 static double value_at(const StateDict *state, const Tensor *tensor, int64_t i) {
-    double value = tensor->dtype == DT_F32   ? ((const float *)tensor->data)[i]
-                   : tensor->dtype == DT_F64 ? ((const double *)tensor->data)[i]
-                   : tensor->dtype == DT_F16 ? half_value(((const uint16_t *)tensor->data)[i])
-                                             : bfloat16_value(((const uint16_t *)tensor->data)[i]);
+    double value;
+    float single;
+    uint16_t half;
+    const char *at = (const char *)tensor->data + (size_t)i * dtype_bytes(tensor->dtype); /* may be unaligned */
+    if (tensor->dtype == DT_F64) {
+        memcpy(&value, at, sizeof value);
+    } else if (tensor->dtype == DT_F32) {
+        memcpy(&single, at, sizeof single);
+        value = single;
+    } else {
+        memcpy(&half, at, sizeof half);
+        value = tensor->dtype == DT_F16 ? half_value(half) : bfloat16_value(half);
+    }
     if (!isfinite((float)value)) {
         int64_t index[8], rest = i;
         char text[TEXT_BYTES];
@@ -277,8 +295,8 @@ static int add_rest(Graph *graph, const char *const names[3], int input, Norm no
                                        .weight = {channels, norm.scale},
                                        .bias = {channels, norm.shift}});
     node = graph_add(graph, (Node){.op = OP_RELU, .name = names[1], .n_inputs = 1, .inputs = &node});
-    return graph_add(
-        graph, (Node){.op = OP_MAX_POOL, .name = names[2], .n_inputs = 1, .inputs = &node, .window = window});
+    return graph_add(graph,
+                     (Node){.op = OP_MAX_POOL, .name = names[2], .n_inputs = 1, .inputs = &node, .window = window});
 }
 
 static void check_image(const StateDict *state, const Conv *conv, Shape image) {
@@ -306,14 +324,13 @@ static Graph *build(Arena *arena, const StateDict *state, Shape input) {
     node = add_conv(graph, "conv2", node, &conv2);
     node = add_rest(graph, (const char *[]){"bn2", "relu2", "pool2"}, node, bn2);
     node = graph_add(graph, (Node){.op = OP_GLOBAL_AVERAGE_POOL, .name = "gap", .n_inputs = 1, .inputs = &node});
-    graph->logits = graph_add(graph, (Node){.op = OP_LINEAR,
-                                            .name = "logits",
-                                            .n_inputs = 1,
-                                            .inputs = &node,
-                                            .gemm = {.alpha = 1, .beta = 1, .flatten = true},
-                                            .weight = {{2, {(int)fc->shape[0], (int)fc->shape[1]}},
-                                                       floats(arena, state, fc)},
-                                            .bias = {shape_vector((int)fc->shape[0]),
-                                                     bias_read(arena, state, "fc", (int)fc->shape[0])}});
+    graph->logits = graph_add(
+        graph, (Node){.op = OP_LINEAR,
+                      .name = "logits",
+                      .n_inputs = 1,
+                      .inputs = &node,
+                      .gemm = {.alpha = 1, .beta = 1, .flatten = true},
+                      .weight = {{2, {(int)fc->shape[0], (int)fc->shape[1]}}, floats(arena, state, fc)},
+                      .bias = {shape_vector((int)fc->shape[0]), bias_read(arena, state, "fc", (int)fc->shape[0])}});
     return graph;
 }

@@ -1,16 +1,16 @@
 /* model_inspect.c: `cnnscope inspect`. Prints whatever tensors a file has, so that it helps most with a file that
  * cannot be run: the reason comes last, as the one line on stderr, after all that could be read.
  *
- * A file does not say how large its images are: the graph is made for a nominal size, and sizes are printed as shares
- * of H and W (rounded down, as pooling does). */
+ * A state_dict does not say how large its images are: the graph is made for a nominal size. */
 #include <stdio.h>
 
 #include "dataset.h"
 #include "error.h"
 #include "model.h"
+#include "model_draw.h"
 #include "onnx.h"
-#include "pth.h"
 #include "sha256.h"
+#include "state.h"
 
 enum { NOMINAL = 64, NOMINAL_ONNX = 224, NAME_WIDTH = 28 };
 
@@ -25,7 +25,7 @@ static void print_file(const StateDict *state, const void *bytes, size_t size) {
     char hex[65];
     sha256_hex(hex, bytes, size);
     printf("file    %s, %zu bytes\n", state->path, size);
-    printf("format  torch.save, %s\n", state->format);
+    printf("format  %s\n", state->format);
     printf("sha256  %s\n", hex);
     if (*state->found_under)
         printf("under   key %s of a checkpoint\n", state->found_under);
@@ -49,63 +49,28 @@ static void print_tensors(const StateDict *state) {
     printf("%d tensors, %lld elements\n", state->count, (long long)elements);
 }
 
-static void print_size(char axis, int size) {
-    if (size == NOMINAL)
-        printf(", %c", axis);
-    else
-        printf(", %c/%d", axis, NOMINAL / size);
-}
-
-static void print_layers(const Graph *graph) {
-    printf("\n%-10s  %-20s  %-7s  %s\n", "layer", "operation", "window", "output for images of (C, H, W)");
-    for (int i = 0; i < graph->count; i++) {
-        const Node *node = &graph->nodes[i];
-        char window[32] = "";
-        if (node->op == OP_CONV || node->op == OP_MAX_POOL)
-            snprintf(window, sizeof window, "%d x %d", node->window.kernel_height, node->window.kernel_width);
-        printf("%-10s  %-20s  %-7s  (%d", node->name, graph_op_name(node->op), window, shape_channels(node->shape));
-        if (shape_is_spatial(node->shape)) {
-            print_size('H', shape_height(node->shape));
-            print_size('W', shape_width(node->shape));
-            printf(")\n");
-        } else {
-            printf(",)\n");
-        }
-    }
-}
-
-/* With branches, so each layer says what it reads; sizes are those for one size of image. */
-static void print_graph(const Graph *graph) {
-    char text[64];
-    printf("\n%-32s  %-22s  %-16s  reads\n", "layer", "operation", "output");
-    for (int i = 0; i < graph->count; i++) {
-        const Node *node = &graph->nodes[i];
-        printf("%-32s  %-22s  %-16s ", node->name, graph_op_name(node->op), shape_text(text, node->shape));
-        for (int k = 0; k < node->n_inputs; k++)
-            printf(" %s", graph->nodes[node->inputs[k]].name);
-        printf("\n");
-    }
-}
-
-void model_inspect(const char *path) {
-    Arena *arena = arena_new();
+void model_inspect(const char *path, const char *dot, bool overwrite) {
+    Arena *arena = arena_new(), *file = arena_new();
     size_t size;
-    const void *bytes = dataset_file_bytes(arena, path, &size);
-    if (onnx_is(bytes, size)) {
-        const Shape image = onnx_print(bytes, size, path, shape_chw(3, NOMINAL_ONNX, NOMINAL_ONNX));
-        print_graph(model_open(arena, bytes, size, path, image, NULL)->graph);
-        arena_free(arena);
-        return;
+    const void *bytes = dataset_file_bytes(file, path, &size);
+    Shape image;
+    int nominal = 0;
+    if (!safetensors_is(bytes, size, path) && onnx_is(bytes, size)) {
+        image = onnx_print(bytes, size, path, shape_chw(3, NOMINAL_ONNX, NOMINAL_ONNX));
+    } else {
+        Arena *tensors = arena_new(); /* apart, and gone before the model is made: one copy of the weights at a time */
+        const StateDict *state = state_read(tensors, bytes, size, path);
+        print_file(state, bytes, size);
+        print_tensors(state);
+        const Tensor *first = state_find(state, "conv1.weight");
+        bool has_channels = first && first->rank == 4 && first->shape[1] >= 1 && first->shape[1] < 1 << 20;
+        image = shape_chw(has_channels ? (int)first->shape[1] : 1, NOMINAL, NOMINAL);
+        nominal = NOMINAL;
+        arena_free(tensors);
     }
-    Arena *tensors = arena_new(); /* apart, and gone before the model is made: one copy of the weights at a time */
-    const StateDict *state = pth_read(tensors, bytes, size, path);
-    print_file(state, bytes, size);
-    print_tensors(state);
-    const Tensor *first = state_find(state, "conv1.weight");
-    bool has_channels = first && first->rank == 4 && first->shape[1] >= 1 && first->shape[1] < 1 << 20;
-    int channels = has_channels ? (int)first->shape[1] : 1;
-    arena_free(tensors);
-
-    print_layers(model_open(arena, bytes, size, path, shape_chw(channels, NOMINAL, NOMINAL), NULL)->graph);
+    const Graph *graph = model_open(arena, file, bytes, size, path, image, NULL)->graph;
+    model_draw(arena, graph, nominal);
+    if (dot)
+        model_dot(graph, nominal, dot, overwrite);
     arena_free(arena);
 }

@@ -32,7 +32,7 @@ typedef struct {
 
 static const Row table[] = {
     {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, COMMAND_RUN | COMMAND_INSPECT, false, "FILE",
-     "trained network: .onnx, or .pth/.pt state_dict of the notebook's CNN"},
+     "trained network: .onnx, or .pth/.pt/.safetensors weights of the notebook's CNN"},
     {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH, false, "FILE",
      "IDX, IDX.gz, .npy, .npz:KEY or FILE.nc:VARIABLE; (N,H,W) or (N,C,H,W)"},
     {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
@@ -45,7 +45,10 @@ static const Row table[] = {
     {"sample-names", KIND_TEXT, FIELD(sample_names), NULL, 0, 0, BOTH, false, "FILE",
      "one name a line, one line a sample of the file"},
     {"output", KIND_TEXT, FIELD(output), NULL, 0, 0, BOTH, false, "FILE", "netCDF file to write"},
-    {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, BOTH, false, NULL, "replace an existing output file"},
+    {"dot", KIND_TEXT, FIELD(dot), NULL, 0, 0, COMMAND_INSPECT, false, "FILE",
+     "of `inspect`: the graph for Graphviz (dot -Tsvg FILE > graph.svg)"},
+    {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, BOTH | COMMAND_INSPECT, false, NULL,
+     "replace an existing file"},
     {"layout", KIND_TEXT, FIELD(layout), "NCHW", 0, 0, BOTH, true, "NCHW|NHWC", "order of the images' dimensions"},
     {"scale", KIND_DOUBLE, FIELD(scale), NULL, 0, HUGE_VAL, COMMAND_RUN, true, "S",
      "x = (pixel * S - mean) / std; default 1/255 for uint8, 1 for floats"},
@@ -96,7 +99,7 @@ static const char usage[] =
     "set, as one MPI job, into one netCDF file.\n\n"
     "  mpirun -n R cnnscope --model FILE --images FILE [--labels FILE] --output FILE.nc [options]\n"
     "  mpirun -n R cnnscope embed --input FILE --output FILE.nc [--labels FILE] [options]\n"
-    "  cnnscope inspect --model FILE\n"
+    "  cnnscope inspect --model FILE [--dot FILE.dot]\n"
     "Under Slurm: srun --mpi=pmix in place of mpirun -n R.\n\n"
     "Options (those marked e are known to `embed` too, those marked E only to it):\n";
 

@@ -44,6 +44,8 @@ typedef struct {
     const char *init;     /* "pca", "random" or a file */
     int64_t seed;
 
+    const char *dot; /* of `inspect`; NULL: not wanted */
+
     List attribution, feature_maps, filters; /* count 0: not given */
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 

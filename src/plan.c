@@ -1,4 +1,4 @@
-/* plan.c: which nodes run for what is asked, where their values live, and the passes over a batch.
+/* plan.c: which nodes run for what is asked, and where their values live. plan_run.c runs them.
  *
  * Time is counted in steps: node i runs forward at i and backward at 2 * count - i. Each value, gradient and saved
  * array is a slot with the first and the last time it is touched; slots whose times do not meet share memory (largest
@@ -8,52 +8,11 @@
  * theirs, in falling order of their indices, through a part of their own.
  * Planning is quadratic in the number of nodes and done once per process. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "error.h"
-#include "plan.h"
+#include "plan_parts.h"
 
-enum { NONE = -1, SLOT_ALIGN = 64, BATCH_MAX = 1 << 20 };
-
-typedef struct {
-    size_t bytes, offset;
-    int from, to;
-} Slot;
-
-/* A value read by a step. */
-typedef struct {
-    int node;
-    bool flows;  /* a gradient goes there */
-    bool direct; /* ... written where it belongs: the first there, in the same layout */
-    bool first;  /* ... before any other */
-    int part;    /* slot of what is not direct */
-} Edge;
-
-typedef struct {
-    Step step;
-    int n;
-    Edge *edges;                  /* (n) past a fused batch norm */
-    Shape *in;                    /* (n), as step wants them */
-    Layout *laid;                 /* (n) */
-    bool *flows_to;               /* (n) */
-    bool runs;                    /* in forward */
-    bool graded;                  /* has a gradient */
-    bool flows;                   /* backward runs from this node to some it reads */
-    int value, plain, saved;      /* slots: value in its own layout; its NCHW copy (same slot if it is NCHW) */
-    int gradient, plain_gradient; /* slots; only the ones needed */
-    bool value_wanted, gradient_wanted;
-} Place;
-
-struct Plan {
-    const Graph *graph;
-    int batch;
-    Place *places; /* of each node */
-    Slot *slots;
-    int slot_count;
-    int scratch; /* slot */
-    int lowest;  /* node at which backward stops, or NONE */
-    size_t lane_bytes;
-};
+enum { SLOT_ALIGN = 64, BATCH_MAX = 1 << 20 };
 
 static void make_places(Plan *plan, Arena *arena);
 static void mark(Plan *plan, const bool *want_value, const bool *want_gradient);
@@ -223,12 +182,11 @@ static size_t bytes_of(const Plan *plan, int node, Layout layout) {
     return k_value_bytes(layout, plan->batch, s.C, s.H, s.W);
 }
 
-/* The layout in which a step reads the value of an edge, and the slot where it lies so. */
-static Layout read_layout(const Plan *plan, const Place *p, int k) {
+Layout plan_read_layout(const Plan *plan, const Place *p, int k) {
     return p->step.reads_plain ? LAYOUT_PLAIN : plan->places[p->edges[k].node].step.layout;
 }
 
-static int read_slot(const Plan *plan, const Place *p, int k) {
+int plan_read_slot(const Plan *plan, const Place *p, int k) {
     const Place *r = &plan->places[p->edges[k].node];
     return p->step.reads_plain ? r->plain : r->value;
 }
@@ -259,7 +217,7 @@ static void assign_forward(Plan *plan) {
             Place *r = &plan->places[node];
             if (p->step.reads_plain && r->plain == NONE)
                 r->plain = new_slot(plan, bytes_of(plan, node, LAYOUT_PLAIN), node);
-            keep_until(plan, read_slot(plan, p, k), op->keeps_inputs && p->flows ? backward_time(plan, i) : i);
+            keep_until(plan, plan_read_slot(plan, p, k), op->keeps_inputs && p->flows ? backward_time(plan, i) : i);
         }
         scratch = p->step.scratch_bytes > scratch ? p->step.scratch_bytes : scratch;
     }
@@ -295,7 +253,7 @@ static void assign_backward(Plan *plan) {
             Edge *e = &p->edges[k];
             if (!e->flows)
                 continue;
-            const Layout own = plan->places[e->node].step.layout, layout = read_layout(plan, p, k);
+            const Layout own = plan->places[e->node].step.layout, layout = plan_read_layout(plan, p, k);
             const int now = backward_time(plan, i);
             e->first = plan->places[e->node].gradient == NONE;
             e->direct = e->first && layout == own;
@@ -314,9 +272,9 @@ static void work_in_place(Plan *plan) {
     for (int i = 1; i < g->count; i++) {
         Place *p = &plan->places[i];
         for (int k = 0; p->runs && graph_op(g->nodes[i].op)->in_place && k < p->n; k++) {
-            const int slot = read_slot(plan, p, k);
+            const int slot = plan_read_slot(plan, p, k);
             if (plan->slots[slot].to != i || shape_size(p->in[k]) != shape_size(g->nodes[i].shape) ||
-                read_layout(plan, p, k) != p->step.layout)
+                plan_read_layout(plan, p, k) != p->step.layout)
                 continue;
             keep_until(plan, slot, plan->slots[p->value].to);
             plan->slots[p->value].bytes = 0;
@@ -370,110 +328,4 @@ static void place_slots(Plan *plan, Arena *arena) {
         size_t end = slot->offset + slot->bytes;
         plan->lane_bytes = end > plan->lane_bytes ? end : plan->lane_bytes;
     }
-}
-
-/* ---- Passes ----------------------------------------------------------------------------------------------------- */
-
-static void *at(const Plan *plan, Lane *lane, int slot) {
-    return slot == NONE ? NULL : (char *)lane_memory(lane) + plan->slots[slot].offset;
-}
-
-float *graph_input(const Plan *plan, Lane *lane) {
-    return at(plan, lane, plan->places[0].value);
-}
-
-enum { FEW = 64 }; /* values read by a node whose pointers lie on the stack */
-
-static void forward_step(const Plan *plan, Lane *lane, int i, const float **in) {
-    const Place *p = &plan->places[i];
-    for (int k = 0; k < p->n; k++)
-        in[k] = at(plan, lane, read_slot(plan, p, k));
-    const ForwardArgs args = {.out = at(plan, lane, p->value),
-                              .in = in,
-                              .saved = at(plan, lane, p->saved),
-                              .scratch = at(plan, lane, plan->scratch)};
-    graph_op(plan->graph->nodes[i].op)->forward(&p->step, lane, &args);
-    const Sides s = graph_sides(plan->graph->nodes[i].shape);
-    if (p->plain != NONE && p->plain != p->value)
-        k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.C, s.H, s.W);
-}
-
-void graph_forward(const Plan *plan, Lane *lane) {
-    const float *few[FEW];
-    for (int i = 0; i < plan->graph->count; i++) {
-        const Place *p = &plan->places[i];
-        if (!p->runs)
-            continue;
-        const float **in = p->n <= FEW ? few : malloc((size_t)p->n * sizeof *in);
-        if (!in)
-            die("memory: not enough for a layer that reads %d values", p->n);
-        forward_step(plan, lane, i, in);
-        if (in != few)
-            free(in);
-    }
-}
-
-static void backward_step(const Plan *plan, Lane *lane, int i, const float **in, float **din) {
-    const Place *p = &plan->places[i];
-    for (int k = 0; k < p->n; k++) {
-        const Edge *e = &p->edges[k];
-        in[k] = at(plan, lane, read_slot(plan, p, k));
-        din[k] = !e->flows ? NULL : at(plan, lane, e->direct ? plan->places[e->node].gradient : e->part);
-    }
-    const BackwardArgs args = {.din = din,
-                               .dout = at(plan, lane, p->gradient),
-                               .out = at(plan, lane, p->value),
-                               .in = in,
-                               .saved = at(plan, lane, p->saved),
-                               .scratch = at(plan, lane, plan->scratch)};
-    graph_op(plan->graph->nodes[i].op)->backward(&p->step, lane, &args);
-    for (int k = 0; k < p->n; k++) {
-        const Edge *e = &p->edges[k];
-        const Place *r = &plan->places[e->node];
-        const Sides s = graph_sides(plan->graph->nodes[e->node].shape);
-        if (e->flows && !e->direct)
-            k_accumulate(lane, at(plan, lane, r->gradient), r->step.layout, din[k], read_layout(plan, p, k), e->first,
-                         plan->batch, s.C, s.H, s.W);
-    }
-}
-
-void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
-    if (plan->lowest == NONE)
-        return;
-    const Graph *g = plan->graph;
-    const float *few_in[FEW];
-    float *few_din[FEW];
-    for (int i = g->logits; i >= plan->lowest; i--) {
-        const Place *p = &plan->places[i];
-        const Sides s = graph_sides(g->nodes[i].shape);
-        if (i == g->logits)
-            k_from_plain(lane, at(plan, lane, p->gradient), p->step.layout, seed, plan->batch, s.C, s.H, s.W);
-        if (p->graded && p->gradient_wanted && p->gradient != p->plain_gradient)
-            k_to_plain(lane, at(plan, lane, p->plain_gradient), at(plan, lane, p->gradient), p->step.layout,
-                       plan->batch, s.C, s.H, s.W);
-        if (!p->flows)
-            continue;
-        const bool few = p->n <= FEW;
-        const float **in = few ? few_in : malloc((size_t)p->n * sizeof *in);
-        float **din = few ? few_din : malloc((size_t)p->n * sizeof *din);
-        if (!in || !din)
-            die("memory: not enough for a layer that reads %d values", p->n);
-        backward_step(plan, lane, i, in, din);
-        if (!few) {
-            free(in);
-            free(din);
-        }
-    }
-}
-
-const float *graph_value(const Plan *plan, Lane *lane, int node) {
-    if (!plan->places[node].value_wanted)
-        die("layer %s: its value is read, and the plan was not asked to keep it", plan->graph->nodes[node].name);
-    return at(plan, lane, plan->places[node].plain);
-}
-
-const float *graph_gradient(const Plan *plan, Lane *lane, int node) {
-    if (!plan->places[node].gradient_wanted)
-        die("layer %s: its gradient is read, and the plan was not asked for it", plan->graph->nodes[node].name);
-    return at(plan, lane, plan->places[node].plain_gradient);
 }

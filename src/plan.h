@@ -1,4 +1,4 @@
-/* plan.h: what graph*.c (the operations) and plan.c (memory and passes) share; nobody else includes it. */
+/* plan.h: what graph*.c (the operations) and plan*.c (memory and passes) share; nobody else includes it. */
 #ifndef CNNSCOPE_PLAN_H
 #define CNNSCOPE_PLAN_H
 

@@ -16,13 +16,11 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "storages are used as they are in the file");
 
-enum { RANK_MAX = 8, NAME_MAX_BYTES = 1024, SKIPPED_MAX = 1000 };
-
 /* Where a tensor's elements lie, until they are read. */
 typedef struct {
     const PickleValue *persistent;
     int storage;
-    int64_t offset, stride[RANK_MAX];
+    int64_t offset, stride[STATE_RANK_MAX];
 } Placement;
 
 static void collect(StateDict *state, Placement **placements, PthFile *file, const Pickle *pickle,
@@ -32,8 +30,6 @@ static void tensor_parse(Tensor *tensor, Placement *placement, PthFile *file, co
 static Storage *needed_storages(int *count, Placement *placements, PthFile *file, const Pickle *pickle,
                                 const StateDict *state);
 static void tensor_place(Tensor *tensor, const Placement *placement, const Storage *storage, PthFile *file);
-static void strip_prefixes(StateDict *state, Arena *arena);
-static void check_names(const StateDict *state, PthFile *file);
 
 StateDict *pth_read(Arena *arena, const void *bytes, size_t size, const char *path) {
     static const char zip_magic[4] = "PK\3\4";
@@ -53,7 +49,8 @@ StateDict *pth_read(Arena *arena, const void *bytes, size_t size, const char *pa
     const PickleValue *root =
         pickle_value(&pickle, zip ? pth_zip_pickle(&file, &pickle) : pth_legacy_pickle(&file, &pickle));
     StateDict *state = ARENA_ARRAY(arena, StateDict, 1, path);
-    *state = (StateDict){.path = path, .format = zip ? "zip" : "legacy", .found_under = "", .prefix = ""};
+    *state = (StateDict){
+        .path = path, .format = zip ? "torch.save, zip" : "torch.save, legacy", .found_under = "", .prefix = ""};
     Placement *placements;
     const PickleValue *bare = pth_tensor_arguments(&pickle, root);
     if (bare) {
@@ -74,26 +71,9 @@ StateDict *pth_read(Arena *arena, const void *bytes, size_t size, const char *pa
         pth_legacy_storages(&file, &pickle, storages, storage_count);
     for (int i = 0; i < state->count; i++)
         tensor_place(&state->tensors[i], &placements[i], &storages[placements[i].storage], &file);
-    strip_prefixes(state, arena);
-    check_names(state, &file);
+    pth_take(&file, (uint64_t)state->count * sizeof(char *), "the names of the tensors");
+    state_settle(state, arena);
     return state;
-}
-
-const Tensor *state_find(const StateDict *state, const char *name) {
-    for (int i = 0; i < state->count; i++)
-        if (!strcmp(state->tensors[i].name, name))
-            return &state->tensors[i];
-    return NULL;
-}
-
-const char *state_why_not(const StateDict *state, const char *name) {
-    size_t skip = strlen(state->prefix);
-    for (int i = 0; i < state->skipped_count; i++) {
-        const char *key = state->skipped[i].name;
-        if (!strcmp(key, name) || (!strncmp(key, state->prefix, skip) && !strcmp(key + skip, name)))
-            return state->skipped[i].what;
-    }
-    return "is missing";
 }
 
 void pth_take(PthFile *file, uint64_t bytes, const char *what) {
@@ -196,7 +176,7 @@ static Storage *needed_storages(int *count, Placement *placements, PthFile *file
 /* ---- Tensors --------------------------------------------------------------------------------------------------- */
 
 static const char *tensor_name(PthFile *file, const Pickle *pickle, const PickleValue *key) {
-    bool odd = key->text.length >= NAME_MAX_BYTES;
+    bool odd = key->text.length >= STATE_NAME_BYTES;
     for (uint32_t i = 0; i < key->text.length && !odd; i++)
         odd = (unsigned char)key->text.bytes[i] < 0x20 || key->text.bytes[i] == 0x7f;
     if (odd)
@@ -213,7 +193,7 @@ static void collect(StateDict *state, Placement **placements, PthFile *file, con
         die("%s: holds %u tensors, expected fewer than 2^31", file->path, dict->items.count);
     pth_take(file, dict->items.count * (uint64_t)(sizeof(Tensor) + sizeof(Placement)), "the list of tensors");
     state->tensors = ARENA_ARRAY(file->arena, Tensor, dict->items.count, file->path);
-    state->skipped = ARENA_ARRAY(file->arena, Skipped, SKIPPED_MAX, file->path);
+    state->skipped = ARENA_ARRAY(file->arena, Skipped, STATE_SKIPPED_MAX, file->path);
     *placements = ARENA_ARRAY(file->arena, Placement, dict->items.count, file->path);
     for (uint32_t i = dict->items.first; i; i = pickle->items[i].next) {
         const PickleValue *key = pickle_value(pickle, pickle->items[i].key);
@@ -225,7 +205,7 @@ static void collect(StateDict *state, Placement **placements, PthFile *file, con
             tensor_parse(&state->tensors[state->count], &(*placements)[state->count], file, pickle, arguments,
                          tensor_name(file, pickle, key));
             state->count++;
-        } else if (state->skipped_count < SKIPPED_MAX) {
+        } else if (state->skipped_count < STATE_SKIPPED_MAX) {
             state->skipped[state->skipped_count++] =
                 (Skipped){.name = pickle_printable(pickle, key), .what = pth_describe(pickle, value)};
         }
@@ -249,8 +229,9 @@ static void tensor_parse(Tensor *tensor, Placement *placement, PthFile *file, co
         stride->kind != PICKLE_TUPLE || stride->items.count != size->items.count)
         die("%s: tensor %s is not described by a storage, an offset, a size and strides: the file is damaged",
             file->path, name);
-    if (size->items.count > RANK_MAX)
-        die("%s: tensor %s has %u dimensions, expected at most %d", file->path, name, size->items.count, RANK_MAX);
+    if (size->items.count > STATE_RANK_MAX)
+        die("%s: tensor %s has %u dimensions, expected at most %d", file->path, name, size->items.count,
+            STATE_RANK_MAX);
     *tensor = (Tensor){.name = name, .rank = (int)size->items.count, .size = 1};
     placement->offset = integer(pickle_item(pickle, arguments, 1), file, name, "offset");
     bool empty = false, huge = false;
@@ -277,7 +258,7 @@ static bool is_contiguous(const Tensor *tensor, const Placement *placement) {
 }
 
 static void gather(uint8_t *out, const Tensor *tensor, const Placement *placement, const Storage *storage) {
-    int64_t index[RANK_MAX] = {0}, at = placement->offset;
+    int64_t index[STATE_RANK_MAX] = {0}, at = placement->offset;
     size_t bytes = storage->type->bytes;
     for (int64_t i = 0; i < tensor->size; i++) {
         memcpy(out + (size_t)i * bytes, storage->data + (size_t)at * bytes, bytes);
@@ -315,47 +296,4 @@ static void tensor_place(Tensor *tensor, const Placement *placement, const Stora
         gather(data, tensor, placement, storage);
         tensor->data = data;
     }
-}
-
-/* ---- Names ----------------------------------------------------------------------------------------------------- */
-
-/* Wrappers put a word before every name; torch.optim's AveragedModel adds one name of its own. */
-static bool all_begin(const StateDict *state, const char *prefix) {
-    size_t length = strlen(prefix);
-    int found = 0;
-    for (int i = 0; i < state->count; i++) {
-        if (!strncmp(state->tensors[i].name, prefix, length))
-            found++;
-        else if (strcmp(state->tensors[i].name, "n_averaged"))
-            return false;
-    }
-    return found > 0;
-}
-
-static void strip_prefixes(StateDict *state, Arena *arena) {
-    static const char *const prefixes[] = {"module.", "model.", "_orig_mod."};
-    for (int p = 0; p < 3; p++) {
-        if (!all_begin(state, prefixes[p]))
-            continue;
-        for (int i = 0; i < state->count; i++)
-            if (!strncmp(state->tensors[i].name, prefixes[p], strlen(prefixes[p])))
-                state->tensors[i].name += strlen(prefixes[p]);
-        state->prefix = arena_printf(arena, "%s%s", state->prefix, prefixes[p]);
-        p = -1; /* from the first again: wrappers nest in any order */
-    }
-}
-
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-static void check_names(const StateDict *state, PthFile *file) {
-    pth_take(file, (uint64_t)state->count * sizeof(char *), "the names of the tensors");
-    const char **names = ARENA_ARRAY(file->arena, const char *, state->count, file->path);
-    for (int i = 0; i < state->count; i++)
-        names[i] = state->tensors[i].name;
-    qsort(names, (size_t)state->count, sizeof *names, compare_names);
-    for (int i = 1; i < state->count; i++)
-        if (!strcmp(names[i - 1], names[i]))
-            die("%s: tensor %s is there twice: the file is damaged or made to mislead", file->path, names[i]);
 }

@@ -1,4 +1,4 @@
-"""Files that are wrong on purpose, for test_errors.py; nothing here needs PyTorch.
+"""Small files, wrong on purpose and right; nothing here needs PyTorch.
 
 A .pth of the new format is a zip of stored entries: data.pkl, a pickle that says which tensor lies in which entry, and
 data/0, data/1, ..., the raw numbers. The pickle is written opcode by opcode, so that it can say anything.
@@ -6,6 +6,7 @@ data/0, data/1, ..., the raw numbers. The pickle is written opcode by opcode, so
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -112,3 +113,15 @@ def changed(array: np.ndarray, where: object, value: float) -> np.ndarray:
     copy = array.copy()
     copy[where] = value
     return copy
+
+
+def safetensors(path: Path, tensors: dict[str, Entry], **header: object) -> Path:
+    """The float32 tensors as a .safetensors file; header: changed entries of its JSON."""
+    entries, at = {}, 0
+    for name, entry in tensors.items():
+        size = entry.values.size * 4
+        entries[name] = {"dtype": "F32", "shape": entry.shape or entry.values.shape, "data_offsets": [at, at + size]}
+        at += size
+    text_of_header = json.dumps(entries | header).encode()
+    data = b"".join(entry.values.astype("<f4").tobytes() for entry in tensors.values())
+    return write(path, struct.pack("<Q", len(text_of_header)) + text_of_header + data)

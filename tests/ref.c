@@ -4,6 +4,13 @@
 #include <math.h>
 #include <string.h>
 
+double ref_uniform(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1;
+}
+
 static int64_t at(int b, int c, int y, int x, int C, int H, int W) {
     return (((int64_t)b * C + c) * H + y) * W + x;
 }

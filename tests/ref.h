@@ -5,6 +5,9 @@
 
 #include "graph.h"
 
+/* The next of evenly spread random numbers from -1 to 1 (splitmix64); the tests' one generator. */
+double ref_uniform(uint64_t *state);
+
 void ref_conv(double *out, const double *in, const float *weight, const float *bias, const ConvShape *s, int B);
 void ref_conv_backward(double *din, const double *dout, const float *weight, const ConvShape *s, int B);
 

@@ -19,13 +19,10 @@
 enum { NODES_MAX = 24, BATCH = 33, LANES = 2 };
 
 static Arena *arena;
-static uint64_t random_state = 1;
+static uint64_t random_state = 1; /* of ref_uniform */
 
-static float uniform(void) { /* -1 to 1; splitmix64 */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (float)((double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1);
+static float uniform(void) {
+    return (float)ref_uniform(&random_state);
 }
 
 static float *numbers(int64_t count) {

@@ -5,22 +5,25 @@ No MPI: the program is started as it is. The files are made by crafted.py, witho
 
 from __future__ import annotations
 
-import os
+import re
+import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crafted import Entry, calling, network, pickled, save, text
+from crafted import Entry, calling, network, pickled, safetensors, save, text
 from program import BINARY, DATA, GOLDEN
 
 PTH = GOLDEN / "pth"
 
 
-def inspect(path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([BINARY, "inspect", "--model", path], capture_output=True, text=True, timeout=60, check=False)
+def inspect(path: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BINARY, "inspect", "--model", path, *options], capture_output=True, text=True, timeout=60,
+                          check=False)
 
 
 def refusal(path: Path) -> tuple[str, str]:
@@ -48,24 +51,25 @@ def test_shipped_model(name: str, form: str) -> None:
     assert ["bn1.num_batches_tracked", "int64", "()"] in rows
     assert "16 tensors, 5324 elements" in lines
     layers = rows[rows.index(next(r for r in rows if r[:1] == ["layer"])) + 1 :]
+    assert {r.pop(0) for r in layers} == {"o"}
     assert [r[0] for r in layers] == "input conv1 bn1 relu1 pool1 conv2 bn2 relu2 pool2 gap logits".split()
-    assert layers[5] == ["conv2", "Conv", "3", "x", "3", "(32,", "H/2,", "W/2)"]
-    assert layers[9] == ["gap", "GlobalAveragePool", "(32,)"]
-    assert layers[10] == ["logits", "Gemm", "(10,)"]
+    assert layers[5] == ["conv2", "Conv", "3", "x", "3", "(32,", "H/2,", "W/2)", "pool1"]
+    assert layers[9] == ["gap", "GlobalAveragePool", "(32,", "1,", "1)", "pool2"]
+    assert layers[10] == ["logits", "Gemm", "(10)", "gap"]
 
 
 def test_sizes_come_from_the_tensors() -> None:
     out = inspect(PTH / "cnn_float16.pth").stdout
     rows = [words(line) for line in out.splitlines()]
-    assert ["conv1", "Conv", "3", "x", "5", "(2,", "H,", "W)"] in rows
-    assert ["conv2", "Conv", "1", "x", "1", "(3,", "H/2,", "W/2)"] in rows
+    assert ["o", "conv1", "Conv", "3", "x", "5", "(2,", "H,", "W)", "input"] in rows
+    assert ["o", "conv2", "Conv", "1", "x", "1", "(3,", "H/2,", "W/2)", "pool1"] in rows
     assert ["fc.weight", "float16", "(5,", "3)"] in rows
 
 
 def test_wrapped_network_can_be_run() -> None:
     out = inspect(PTH / "cnn_float64.pth").stdout
     assert "under   key state_dict of a checkpoint\nprefix  module., taken off every name\n" in out
-    assert out.splitlines()[-1].split() == ["logits", "Gemm", "(2,)"]
+    assert out.splitlines()[-1].split() == ["o", "logits", "Gemm", "(2)", "gap"]
 
 
 def test_tensors_of_another_network_are_printed_before_it_is_refused() -> None:
@@ -74,6 +78,96 @@ def test_tensors_of_another_network_are_printed_before_it_is_refused() -> None:
     assert "argparse.Namespace (byte 52)" in out
     assert "tensor conv2.weight is missing" in line
     assert "notebook's CNN" in line
+
+
+def test_safetensors() -> None:
+    done = inspect(GOLDEN / "safetensors" / "cnn_float64.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "format  safetensors" in lines and "prefix  module., taken off every name" in lines
+    assert ["conv2.weight", "float64", "(1,", "3,", "3,", "1)"] in map(words, lines)
+    layers = inspect(PTH / "cnn_float64.pth").stdout.split(" layer ")[1]
+    assert done.stdout.split(" layer ")[1] == layers
+
+
+@pytest.mark.parametrize(("changes", "header", "message"), [
+    ({"fc__weight": None}, {}, "fc.weight is missing"),
+    ({}, {"conv1.weight": {"dtype": "F8_E4M3", "shape": [144], "data_offsets": [0, 144]}}, "conv1.weight is of a type"),
+    ({"fc__bias": np.full(10, np.nan)}, {}, "fc.bias holds nan at (0)"),
+    ({}, {"fc.bias": None}, "expected '{'"),
+    ({"a\x1b": np.ones(1)}, {}, "the name of a tensor"),
+])
+def test_bad_safetensors(tmp_path: Path, changes: dict, header: dict, message: str) -> None:
+    assert message in refusal(safetensors(tmp_path / "bad.safetensors", network(**changes), **header))[1]
+
+
+# ---- The graph -------------------------------------------------------------------------------------------------------
+
+
+def draw(name: str) -> tuple[list[str], list[list[str]]]:
+    """The columns at the left of each layer's line, and the words behind them."""
+    text = inspect(GOLDEN / "onnx" / f"{name}.onnx").stdout
+    head, *lines = text[text.index(" layer ") - 40 :].split("\n\n")[-1].splitlines()
+    width = head.index("layer")
+    return [line[:width].rstrip() for line in lines], [line[width:].split() for line in lines]
+
+
+def test_drawing_of_a_residual_network() -> None:
+    rails, rows = draw("resnet")
+    names = [row[0] for row in rows]
+    first = names.index("maxpool")
+    assert rails[first : first + 8] == ["o", "+-o", "| o", "| o", "| o", "| o", "o-'", "o"]
+    both = names.index("layer2.0.downsample.0")  # the block's other branch
+    assert rails[both - 1 : both + 3] == ["| o", "o |", "o |", "o-'"]
+    assert rows[both + 2] == ["layer2.0", "Add", "(16,", "5,", "5)", "layer2.0.bn2", "layer2.0.downsample.1"]
+
+
+def test_drawing_of_an_inception_block() -> None:
+    rails, rows = draw("googlenet")
+    names = [row[0] for row in rows]
+    assert [rails[names.index(name)] for name in ("stem.1", "one.0.0", "one.1.0.0", "one.2.0.0", "one.3.0", "Concat")] \
+        == ["o", "+-o", "+-|-o", "+-|-|-o", "o | | |", "o-'-'-'"]
+
+
+@pytest.mark.parametrize("name", ["googlenet", "densenet"])
+def test_dot(tmp_path: Path, name: str) -> None:
+    """Every layer is a node with name, operation and shape; every value read is an edge; Graphviz takes it, if here."""
+    model, path = GOLDEN / "onnx" / f"{name}.onnx", tmp_path / "graph.dot"
+    done = inspect(model, "--dot", path)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", inspect(model).stdout)
+    text = path.read_text()
+    labels = dict(re.findall(r'^  (n\d+) \[fillcolor="#\w+", label="(.*?)"\];$', text, re.M))
+    edges = [(labels[a].split("\\n")[0], labels[b].split("\\n")[0]) for a, b in re.findall(r"(n\d+) -> (n\d+);", text)]
+    rows = draw(name)[1]
+    shape_at = [next(i for i, word in enumerate(row) if word.startswith("(")) for row in rows]
+    shape_end = [next(i for i, word in enumerate(row) if word.endswith(")")) + 1 for row in rows]
+    assert list(labels.values()) == [
+        f"{row[0]}\\n{' '.join(row[1:at])}\\n{' '.join(row[at:end])}" for row, at, end in zip(rows, shape_at, shape_end)]
+    assert edges == [(read, row[0]) for row, end in zip(rows, shape_end) for read in row[end:]]
+    if dot := shutil.which("dot"):
+        drawn = subprocess.run([dot, "-Tplain", path], capture_output=True, text=True, timeout=60, check=True)
+        assert drawn.stderr == "" and drawn.stdout.count("\nnode ") == len(rows)
+
+
+def test_dot_of_odd_names(tmp_path: Path) -> None:
+    model, path = tmp_path / "odd.onnx", tmp_path / "graph.dot"
+    model.write_bytes((GOLDEN / "onnx" / "googlenet.onnx").read_bytes().replace(b"one.0.0.weight", b'o"e\\0\n0.weight'))
+    assert inspect(model, "--dot", path).returncode == 0
+    assert r'label="o_e_0_0\nConv 1 x 1' in path.read_text()
+
+
+def test_dot_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "graph.dot"
+    path.write_text("precious")
+    for target, message in ((path, "exists already"), (tmp_path / "no" / "graph.dot", "cannot be written")):
+        done = inspect(DATA / "model.pth", "--dot", target)
+        assert done.returncode == 1 and done.stderr.startswith(f"cnnscope: {target}: ") and message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert path.read_text() == "precious"
+    assert inspect(DATA / "model.pth", "--dot", path, "--overwrite").returncode == 0
+    assert path.read_text().startswith("digraph") and "conv2\\nConv 3 x 3\\n(32, H/2, W/2)" in path.read_text()
+    done = inspect(DATA / "model.pth", "--dot", "/dev/full", "--overwrite")
+    assert done.returncode == 1 and done.stderr.startswith("cnnscope: /dev/full: cannot be written")
 
 
 def ones(*shape: int) -> np.ndarray:
@@ -179,13 +273,18 @@ def test_other_zips(tmp_path: Path, entries: list[str], message: str) -> None:
     assert message in refusal(path)[1]
 
 
-def peak_bytes(path: Path) -> int:
-    """The most memory that inspecting a bad file took."""
-    with subprocess.Popen([BINARY, "inspect", "--model", path], stdout=-3, stderr=-3) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 1
-    return usage.ru_maxrss * 1024  # Linux counts in KiB
+PEAK = """import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)  # Linux counts in KiB
+"""
+
+
+def peak_bytes(path: Path, expected: int = 1) -> int:
+    """The most memory that inspecting a file took. Started by a small process: a child's peak begins with its parent's."""
+    command = [sys.executable, "-S", "-c", PEAK, BINARY, "inspect", "--model", path]
+    status, peak = map(int, subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+    assert status == expected
+    return peak
 
 
 @pytest.mark.parametrize("opcode", [b"N", b")", b"K\1", b"(", b"2", b"X\1\0\0\0aq\0"])
@@ -195,3 +294,15 @@ def test_memory_is_bounded(tmp_path: Path, opcode: bytes) -> None:
     empty.write_bytes(b"\x80\x02N.")
     hostile = save(tmp_path / "bad.pth", network(), b"\x80\x02N" + opcode * (30_000_000 // len(opcode)) + b".")
     assert peak_bytes(hostile) - peak_bytes(empty) <= 3 * hostile.stat().st_size + 64 * 2**20
+
+
+def test_memory_of_a_large_network(tmp_path: Path) -> None:
+    """Weights in PyTorch's channels_last order, which want a copy that is in order before they are made into layers."""
+    empty = tmp_path / "empty.pth"
+    empty.write_bytes(b"\x80\x02N.")
+    conv2 = Entry(np.ones((3000, 1000, 3, 3), np.float32), stride=(9000, 1, 3000, 1000))
+    vectors = {f"bn2__{part}": ones(3000) for part in ("weight", "bias", "running_mean", "running_var")}
+    vectors |= {f"bn1__{part}": ones(1000) for part in ("weight", "bias", "running_mean", "running_var")}
+    path = save(tmp_path / "large.pth", network(conv1__weight=ones(1000, 1, 3, 3), conv1__bias=None, conv2__weight=conv2,
+                                                conv2__bias=None, fc__weight=ones(10, 3000), **vectors))
+    assert peak_bytes(path, 0) - peak_bytes(empty) <= 3 * path.stat().st_size + 64 * 2**20

@@ -97,13 +97,10 @@ typedef struct {
     char name[128];
 } Bench;
 
-static uint64_t random_state = 1;
+static uint64_t random_state = 1; /* of ref_uniform */
 
-static double uniform(void) { /* -1 to 1; splitmix64 */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1;
+static double uniform(void) {
+    return ref_uniform(&random_state);
 }
 
 static void *need(size_t bytes) {

@@ -18,10 +18,11 @@
 static const Model *model_read(Arena *arena, const char *path, Shape input, const char **message, int *status) {
     static const Model *model;
     size_t size;
-    const void *bytes = dataset_file_bytes(arena, path, &size);
+    Arena *file = arena_new();
+    const void *bytes = dataset_file_bytes(file, path, &size);
     model = NULL;
     if (!error_caught())
-        model = model_open(arena, bytes, size, path, input, NULL);
+        model = model_open(arena, file, bytes, size, path, input, NULL);
     return error_pending(message, status) ? NULL : model;
 }
 
@@ -148,6 +149,36 @@ static void test_twins(void **unused) {
     arena_free(arena);
 }
 
+/* The same tensors in a .safetensors, of every floating type, give the same graph. */
+static void test_safetensors(void **unused) {
+    (void)unused;
+    static const char *const names[] = {"cnn_float32", "cnn_float64", "cnn_float16", "cnn_bfloat16"};
+    static const int channels[] = {1, 1, 3, 2};
+    for (int f = 0; f < 4; f++) {
+        Arena *arena = arena_new();
+        char path[2][128];
+        snprintf(path[0], sizeof path[0], "tests/golden/pth/%s.pth", names[f]);
+        snprintf(path[1], sizeof path[1], "tests/golden/safetensors/%s.safetensors", names[f]);
+        const Shape input = shape_chw(channels[f], 9, 11);
+        const Graph *a = must_read(arena, path[0], input)->graph, *b = must_read(arena, path[1], input)->graph;
+        int compared = 0;
+        for (int i = 0; i < a->count; i++) {
+            const Constant *x[] = {&a->nodes[i].weight, &a->nodes[i].bias};
+            const Constant *y[] = {&b->nodes[i].weight, &b->nodes[i].bias};
+            for (int k = 0; k < 2; k++) {
+                assert_true(shape_equal(x[k]->shape, y[k]->shape));
+                assert_int_equal(x[k]->values == NULL, y[k]->values == NULL);
+                if (x[k]->values)
+                    check_same(x[k]->values, y[k]->values, shape_size(x[k]->shape));
+                compared += x[k]->values != NULL;
+            }
+        }
+        assert_int_equal(compared, f == 3 ? 8 : 10);
+        arena_free(arena);
+    }
+    must_refuse("tests/golden/safetensors/types.safetensors", shape_chw(1, 28, 28), "tensor conv1.weight is missing");
+}
+
 /* ---- What does not fit ------------------------------------------------------------------------------------------- */
 
 static void test_images_that_do_not_fit(void **unused) {
@@ -217,7 +248,7 @@ int main(void) {
         cmocka_unit_test(test_graphs),         cmocka_unit_test(test_no_bias),
         cmocka_unit_test(test_twins),          cmocka_unit_test(test_images_that_do_not_fit),
         cmocka_unit_test(test_other_networks), cmocka_unit_test(test_layer_names),
-        cmocka_unit_test(test_sha256),
+        cmocka_unit_test(test_sha256),         cmocka_unit_test(test_safetensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

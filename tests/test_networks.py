@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from program import GOLDEN, raw, read, relative_error, relative_errors, succeed, values
+from crafted import network, safetensors, save
+from program import BINARY, GOLDEN, raw, read, relative_error, relative_errors, succeed, values
 
 TOLERANCE = 2e-5  # of the largest value; fp32 rounding reaches 1e-6 here
 OPTIONS = {
@@ -113,3 +114,53 @@ def test_conv1_maps_are_the_filters_over_the_input(case):
     window = x[:, :, 8 - height // 2 : 9 + height // 2, 7 - width // 2 : 8 + width // 2]
     difference = result["conv1_maps"][:, :, 8, 7] - np.einsum("nchw,kchw->nk", window, weight)
     assert np.ptp(difference, axis=0).max() < 1e-5  # what is left is the bias, the same for every sample
+
+
+def test_safetensors_gives_the_same_result(few, tmp_path):
+    """The same tensors in either file: every variable, and every attribute but the file's own hash."""
+    tensors = network()
+    files = save(tmp_path / "a.pth", tensors), safetensors(tmp_path / "a.safetensors", tensors)
+    pth, other = (read(succeed(tmp_path / f"{f.suffix[1:]}.nc", "--model", f, "--images", few[0], "--tsne", 0, "--embed",
+                               "logits,pool2", "--attribution", "saliency,gradcam")) for f in files)
+    assert pth[0].keys() == other[0].keys()
+    for name, variable in pth[0].items():
+        assert np.array_equal(variable.values, other[0][name].values), name
+    differ = {name for name in pth[1] if not name.startswith("run_") and pth[1][name] != other[1][name]}
+    assert differ - {"history"} == {"model_sha256"}
+
+
+# ---- --embed all -----------------------------------------------------------------------------------------------------
+
+
+def embedded(path: Path) -> set[str]:
+    return {name.removesuffix("_pca") for name in values(path) if name.endswith("_pca")}
+
+
+def test_embed_all_of_constant_and_narrow_layers(few, tmp_path):
+    """conv2 gives a constant, and so do all behind it; the output is one unit wide."""
+    model = save(tmp_path / "m.pth", network(conv2__weight=np.zeros((6, 4, 3, 3)), fc__weight=np.ones((1, 6)),
+                                             fc__bias=np.ones(1)))
+    path = succeed(tmp_path / "r.nc", "--model", model, "--images", few[0], "--embed", "all", "--perplexity", 5,
+                   "--max-iter", 60, ranks=2)
+    assert embedded(path) == {*SPATIAL, "gap", "logits"}
+    result = values(path)
+    for layer in embedded(path):
+        assert result[f"{layer}_pca"].shape == result[f"{layer}_tsne"].shape == (40, 2)
+        assert np.isfinite(result[f"{layer}_tsne"]).all() and np.ptp(result[f"{layer}_tsne"]) > 0
+        assert (np.ptp(result[f"{layer}_pca"]) == 0) == (layer not in SPATIAL[:4])
+    assert result["conv1_tsne"].std() > 0 and read(path)[0]["conv1_tsne"].attributes["pre_pca"] == 50
+    assert read(path)[0]["gap_tsne"].attributes["pre_pca"] == 0
+
+
+@pytest.mark.skipif(b"built without ONNX" in BINARY.read_bytes(), reason="built without protobuf-c")
+@pytest.mark.parametrize(("name", "absent", "present"), [
+    ("mlp", {"Flatten", "input"}, {"hidden", "layer_map", "logits"}),  # Flatten holds the images' own numbers
+    ("squeezenet", {"layer_9"}, {"layer_8", "logits"}),  # the logits are a Flatten
+    ("resnet", {"Flatten"}, {"avgpool", "layer1_0", "layer1_0_relu_1", "logits"}),
+])
+def test_embed_all_takes_each_value_once(tmp_path, name, absent, present):
+    path = succeed(tmp_path / "r.nc", "--model", GOLDEN / "onnx" / f"{name}.onnx", "--images",
+                   f"{GOLDEN / 'onnx' / name}.npz:images", "--scale", 1, "--embed", "all", "--tsne", 0)
+    assert embedded(path) >= present and not embedded(path) & absent
+    scores = [v.tobytes() for k, v in sorted(values(path).items()) if k.endswith("_pca")]
+    assert len(scores) > 2 and len(set(scores)) == len(scores)

@@ -19,14 +19,11 @@
 enum { NODES_MAX = 160, SAMPLES = 5, POOL = 8192 };
 
 static Arena *arena;
-static uint64_t random_state = 1;
-static float pool[POOL]; /* random constants */
+static uint64_t random_state = 1; /* of ref_uniform */
+static float pool[POOL];          /* random constants */
 
-static float uniform(void) { /* -1 to 1; splitmix64 */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (float)((double)((z ^ z >> 31) >> 11) * 0x1p-52 - 1);
+static float uniform(void) {
+    return (float)ref_uniform(&random_state);
 }
 
 static float *numbers(int64_t count) {
