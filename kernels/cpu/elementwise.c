@@ -271,6 +271,11 @@ ALWAYS_INLINE float result(KBinaryKind kind, float a, float b) {
     case K_MUL: return a * b;
     case K_DIV: return a / b;
     case K_PRELU: return a > 0 ? a : a * b;
+    case K_LESS: return a < b;
+    case K_LESS_EQUAL: return a <= b;
+    case K_EQUAL: return a == b;
+    case K_WHERE: return a != 0 ? b : 0;
+    case K_WHERE_NOT: return a != 0 ? 0 : b;
     }
     return 0;
 }
@@ -283,6 +288,11 @@ ALWAYS_INLINE float share(KBinaryKind kind, int side, float g, float a, float b)
     case K_MUL: return g * (side == 0 ? b : a);
     case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
     case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
+    case K_LESS:
+    case K_LESS_EQUAL:
+    case K_EQUAL: return 0;
+    case K_WHERE: return side == 1 && a != 0 ? g : 0;
+    case K_WHERE_NOT: return side == 1 && a == 0 ? g : 0;
     }
     return 0;
 }
@@ -339,6 +349,11 @@ CPU_CLONES static void sample_forward(const KBinary *binary, float *out, const f
             RUN(K_MUL)
             RUN(K_DIV)
             RUN(K_PRELU)
+            RUN(K_LESS)
+            RUN(K_LESS_EQUAL)
+            RUN(K_EQUAL)
+            RUN(K_WHERE)
+            RUN(K_WHERE_NOT)
         }
         out += inner.size;
     } while (next_run(binary, index, &at_a, &at_b));
@@ -359,6 +374,11 @@ CPU_CLONES static void sample_backward(const KBinary *binary, int side, float *t
             BACK(K_MUL)
             BACK(K_DIV)
             BACK(K_PRELU)
+            BACK(K_LESS)
+            BACK(K_LESS_EQUAL)
+            BACK(K_EQUAL)
+            BACK(K_WHERE)
+            BACK(K_WHERE_NOT)
         }
         dout += inner.size;
         to = to ? to + inner.size : NULL;
@@ -373,7 +393,7 @@ void k_binary_forward(Lane *lane, const KBinary *binary, float *out, const float
     (void)lane;
     for (int64_t s = 0; s < binary->batch; s++)
         sample_forward(binary, out + s * binary->out_size, operand(binary, 0, a, s), operand(binary, 1, b, s));
-    if (binary->kind == K_DIV)
+    if (binary->kind == K_DIV || binary->kind == K_LESS_EQUAL || binary->kind == K_EQUAL) /* 0 and 0 give another */
         zero_padding(out, binary->layout, binary->batch, binary->channels, binary->pixels);
 }
 
