@@ -104,10 +104,7 @@ static void reshaped(Onnx *onnx, const Onnx__NodeProto *node, const OnnxConstant
 
 static void fold_shape(Onnx *onnx, const Onnx__NodeProto *node) {
     const OnnxConstant *x = known(onnx, node, 0);
-    const int64_t count = x->rank;
-    OnnxConstant *made = onnx_constant_new(onnx, true, 1, &count);
-    memcpy(made->ints, x->dim, (size_t)count * sizeof *made->ints);
-    onnx_define(onnx, node, made);
+    onnx_define_shape(onnx, node, x->rank, x->dim);
 }
 
 static void fold_identity(Onnx *onnx, const Onnx__NodeProto *node) {

@@ -182,7 +182,8 @@ static void build_gemm(Onnx *onnx, const Onnx__NodeProto *node) {
                     "reads values of shape %s, expected (%d): the images are not of the size it was trained "
                     "on, or the file is damaged",
                     shape_text((char[64]){0}, in), w[!flip]);
-    OnnxConstant *bias = onnx_known(onnx, node, 2);
+    const OnnxValue *added = onnx_has(node, 2) ? onnx_input(onnx, node, 2) : NULL;
+    OnnxConstant *bias = added ? added->constant : NULL;
     if (bias) {
         made.bias = (Constant){shape_vector(w[flip]), unit_bias(onnx, bias, w[flip])};
         if (!made.bias.values)
@@ -190,7 +191,17 @@ static void build_gemm(Onnx *onnx, const Onnx__NodeProto *node) {
                         onnx_shape_text((char[64]){0}, bias), w[flip]);
     }
     made.name = onnx_layer_name(onnx, node, onnx_known(onnx, node, 1), "");
-    onnx_emit(onnx, node, 0, made, 1, &input);
+    int sum[2] = {onnx_emit(onnx, node, 0, made, 1, &input), NONE};
+    if (!added || bias)
+        return;
+    sum[1] = added->node;
+    if (made.gemm.beta != 1) {
+        float *beta = ARENA_ARRAY(onnx->arena, float, 1, onnx->path);
+        *beta = made.gemm.beta;
+        const Node scaled = {.op = OP_MUL, .name = onnx_layer_name(onnx, node, NULL, "beta"), .operand.values = beta};
+        sum[1] = onnx_emit(onnx, node, NONE, scaled, 1, &sum[1]);
+    }
+    onnx_emit(onnx, node, 0, (Node){.op = OP_ADD, .name = onnx_layer_name(onnx, node, NULL, "sum")}, 2, sum);
 }
 
 /* The Add of a constant that is all that reads this MatMul, as exporters write a fully connected layer; or NONE. */

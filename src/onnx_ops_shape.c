@@ -6,9 +6,7 @@
 
 /* ---- Shapes known at load ---------------------------------------------------------------------------------------- */
 
-static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
-    const Shape shape = onnx_flow_shape(onnx, node, 0);
-    const int64_t rank = shape.rank + 1;
+void onnx_define_shape(Onnx *onnx, const Onnx__NodeProto *node, int rank, const int64_t *dim) {
     int64_t from = onnx_int(onnx, node, "start", 0), to = onnx_int(onnx, node, "end", rank);
     from = from < 0 ? from + rank : from;
     to = to < 0 ? to + rank : to > rank ? rank : to;
@@ -16,8 +14,16 @@ static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
     const int64_t count = to > from ? to - from : 0;
     OnnxConstant *made = onnx_constant_new(onnx, true, 1, &count);
     for (int64_t i = 0; i < count; i++)
-        made->ints[i] = from + i == 0 ? ONNX_BATCH : shape.dim[from + i - 1];
+        made->ints[i] = dim[from + i];
     onnx_define(onnx, node, made);
+}
+
+static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
+    const Shape shape = onnx_flow_shape(onnx, node, 0);
+    int64_t dim[SHAPE_RANK + 1] = {ONNX_BATCH};
+    for (int d = 0; d < shape.rank; d++)
+        dim[d + 1] = shape.dim[d];
+    onnx_define_shape(onnx, node, shape.rank + 1, dim);
 }
 
 /* ---- The same numbers in another shape --------------------------------------------------------------------------- */
@@ -311,24 +317,25 @@ static void resize_modes(Onnx *onnx, const Onnx__NodeProto *node, Node *made) {
     const char *place =
         onnx_text(onnx, node, "coordinate_transformation_mode", onnx->opset < 11 ? "asymmetric" : "half_pixel");
     const char *nearest = onnx_text(onnx, node, "nearest_mode", onnx->opset < 11 ? "floor" : "round_prefer_floor");
-    static const char *const places[] = {"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"};
+    static const char *const places[] = {"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric",
+                                         "tf_half_pixel_for_nn"};
     static const char *const nearests[] = {"round_prefer_floor", "round_prefer_ceil", "floor", "ceil"};
     int p = 0, n = 0;
-    while (p < 4 && strcmp(place, places[p]) != 0)
+    while (p < 5 && strcmp(place, places[p]) != 0)
         p++;
     while (n < 4 && strcmp(nearest, nearests[n]) != 0)
         n++;
     if (strcmp(mode, "nearest") != 0 && strcmp(mode, "linear") != 0 && strcmp(mode, "bilinear") != 0)
         onnx_refuse(onnx, node, "enlarges by the mode %s, expected nearest or linear", mode);
-    if (p == 4 || n == 4 || onnx_int(onnx, node, "antialias", 0) || onnx_int(onnx, node, "exclude_outside", 0) ||
+    if (p == 5 || n == 4 || onnx_int(onnx, node, "antialias", 0) || onnx_int(onnx, node, "exclude_outside", 0) ||
         !onnx_text_is(node, "keep_aspect_ratio_policy", "stretch", true))
         onnx_refuse(onnx, node,
                     "enlarges by %s, %s, or another choice that cnnscope has not, expected half_pixel, "
                     "pytorch_half_pixel, align_corners or asymmetric, without antialias",
                     place, nearest);
     made->resize.mode = mode[0] == 'n' ? RESIZE_NEAREST : RESIZE_LINEAR;
-    made->resize.coordinates =
-        (ResizeCoordinates[]){RESIZE_HALF_PIXEL, RESIZE_PYTORCH_HALF_PIXEL, RESIZE_ALIGN_CORNERS, RESIZE_ASYMMETRIC}[p];
+    made->resize.coordinates = (ResizeCoordinates[]){RESIZE_HALF_PIXEL, RESIZE_PYTORCH_HALF_PIXEL, RESIZE_ALIGN_CORNERS,
+                                                     RESIZE_ASYMMETRIC, RESIZE_TF_HALF_PIXEL}[p];
     made->resize.nearest =
         (ResizeNearest[]){NEAREST_ROUND_PREFER_FLOOR, NEAREST_ROUND_PREFER_CEIL, NEAREST_FLOOR, NEAREST_CEIL}[n];
 }

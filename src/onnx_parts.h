@@ -134,6 +134,9 @@ const OnnxOp *onnx_op_math(const char *name);              /* onnx_ops_math.c: n
 const OnnxOp *onnx_op_shape(const char *name);             /* onnx_ops_shape.c: what moves numbers */
 const OnnxOp *onnx_fold_find(const Onnx__NodeProto *node); /* onnx_fold.c: all inputs known at load */
 
+/* Output 0 is that shape, or the part of it that a Shape node asks for. */
+void onnx_define_shape(Onnx *onnx, const Onnx__NodeProto *node, int rank, const int64_t *dim);
+
 /* From start, end and step as ONNX gives them, for an axis of `size`: first index and count. */
 void onnx_slice_range(int64_t *first, int64_t *count, int64_t size, int64_t start, int64_t end, int64_t step);
 

@@ -227,8 +227,9 @@ static void places(int at[2], double weight[2], const Node *n, int d, int i, int
         switch (n->resize.coordinates) {
         case RESIZE_HALF_PIXEL: x = halves; break;
         case RESIZE_PYTORCH_HALF_PIXEL: x = out > 1 ? halves : 0; break;
-        case RESIZE_ALIGN_CORNERS: x = out > 1 ? i * (in - 1.0) / (scale * in - 1.0) : 0; break;
+        case RESIZE_ALIGN_CORNERS: x = out > 1 ? i * (in - 1.0) / (out - 1.0) : 0; break;
         case RESIZE_ASYMMETRIC: x = i / scale; break;
+        case RESIZE_TF_HALF_PIXEL: x = (i + 0.5) / scale; break;
         }
     }
     weight[0] = 1 - (x - floor(x)), weight[1] = x - floor(x);
