@@ -81,6 +81,8 @@ static void build_softmax(Onnx *onnx, const Onnx__NodeProto *node) {
 /* A constant's shape as that of one sample: aligned at the end with a value of `rank` dimensions and the batch. */
 static Constant sample_constant(Onnx *onnx, const Onnx__NodeProto *node, OnnxConstant *constant, int rank) {
     int skip = 0;
+    if (constant->per_sample)
+        onnx_refuse(onnx, node, "computes with the numbers of the images, expected each image to be taken by itself");
     while (constant->rank - skip > rank && constant->dim[skip] == 1)
         skip++;
     if (constant->rank - skip > rank)

@@ -156,6 +156,8 @@ static void build_reduce_mean(Onnx *onnx, const Onnx__NodeProto *node) {
  * one number. */
 static const float *unit_bias(Onnx *onnx, OnnxConstant *constant, int outputs) {
     const bool one = constant->size == 1;
+    if (constant->per_sample)
+        return NULL;
     if (!one && (constant->size != outputs || constant->rank < 1 || constant->dim[constant->rank - 1] != outputs))
         return NULL;
     const float *given = onnx_floats(onnx, constant);

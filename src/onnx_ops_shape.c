@@ -66,6 +66,11 @@ static void build_reshape(Onnx *onnx, const Onnx__NodeProto *node) {
     }
     if (infer != NONE)
         dim[infer] = shape_size(shape) / rest;
+    if (count == 1 && target[0] == -1 && shape_size(shape) > 1 && input > 0) { /* for build_restored */
+        const int value = onnx_value_find(onnx, node->output[0]);
+        onnx->values[value].flat = input;
+        return;
+    }
     const int64_t first = target[0];
     const bool keeps = first == ONNX_BATCH || (first == 0 && zero_copies) || (first == -1 && infer == NONE) ||
                        (first > 0 && (first == onnx->batch || (first == 1 && onnx->batch == ONNX_BATCH)));
@@ -251,13 +256,35 @@ static void build_slice(Onnx *onnx, const Onnx__NodeProto *node) {
     onnx_emit(onnx, node, 0, made, 1, &input);
 }
 
+/* PyTorch's newer exporter writes the mean over the pixels of a permuted value so: all images' values as one vector, of
+ * which the places 0, 1, ... of image i plus i times the size of an image are taken. That is a reshape. */
+static void build_restored(Onnx *onnx, const Onnx__NodeProto *node, int input) {
+    const int64_t size = shape_size(onnx->graph->nodes[input].shape);
+    OnnxConstant *index = onnx_known(onnx, node, 1);
+    const int64_t *places = index ? onnx_ints(onnx, index) : NULL;
+    const bool counted = index && index->per_sample == size && index->size == size;
+    const bool listed = index && onnx->batch != ONNX_BATCH && index->size == size * onnx->batch;
+    bool fits = places && index->rank >= 1 && (counted || listed) && onnx_int(onnx, node, "axis", 0) == 0;
+    fits = fits && index->dim[0] == (counted ? 1 : onnx->batch);
+    for (int64_t i = 0; fits && i < index->size; i++)
+        fits = places[i] == i;
+    if (!fits)
+        onnx_refuse(onnx, node, "picks places across the batch, expected each image to be taken by itself");
+    reshape_to(onnx, node, input, index->rank - 1, index->dim + 1);
+}
+
 /* One index along one axis of a value: a slice, without its axis. */
 static void build_gather(Onnx *onnx, const Onnx__NodeProto *node) {
+    const OnnxValue *from = onnx_input(onnx, node, 0);
+    if (from->flat) {
+        build_restored(onnx, node, from->flat);
+        return;
+    }
     const int input = onnx_flow(onnx, node, 0);
     const Shape shape = onnx->graph->nodes[input].shape;
     OnnxConstant *index = onnx_known(onnx, node, 1);
     const int axis = onnx_sample_axis(onnx, node, onnx_int(onnx, node, "axis", 0), shape.rank);
-    if (!index || index->size != 1)
+    if (!index || index->size != 1 || index->per_sample)
         onnx_refuse(onnx, node, "picks %lld places, expected one: cnnscope has no such operation",
                     index ? (long long)index->size : 0);
     int64_t at = onnx_ints(onnx, index)[0], dim[SHAPE_RANK + ONNX_RANK];
