@@ -153,7 +153,7 @@ void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const floa
 /* ---- Elementwise (elementwise.c) --------------------------------------------------------------------------------
  * y = f(x); in place allowed (out == in, din == dout). */
 typedef enum {
-    K_CLIP, /* low, high */
+    K_CLIP, /* low, high; slope 0 at the bounds, as PyTorch's relu6 and hardtanh (its clamp, the same in ONNX, has 1) */
     K_LEAKY_RELU,
     K_ELU,
     K_SELU, /* beta (x > 0 ? x : alpha (e^x - 1)) */
