@@ -75,7 +75,8 @@ OnnxValue *onnx_input(const Onnx *onnx, const Onnx__NodeProto *node, int input) 
     if (value != NONE && onnx->values[value].flat && strcmp(node->op_type, "Gather") != 0)
         onnx_refuse(onnx, node, "reads %.200s, which joins the batch to other dimensions, expected it to stay first",
                     node->input[input]);
-    if (value == NONE || (!onnx->values[value].constant && !onnx->values[value].flat && onnx->values[value].node == NONE))
+    if (value == NONE ||
+        (!onnx->values[value].constant && !onnx->values[value].flat && onnx->values[value].node == NONE))
         onnx_refuse(onnx, node,
                     "reads %.200s, which no node before it makes: nodes that read each other in a circle, "
                     "or a damaged file",

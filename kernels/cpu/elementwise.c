@@ -1,8 +1,9 @@
 /* elementwise.c: functions of one value, and of two that are broadcast.
  *
  * Functions of one value are those of functions.h, 16 values at a time where the machine has such vectors; logarithm and
- * power are libm's, one by one. Two operands are walked by steps: an operand that is broadcast has step 0 on that axis, and axes that lie behind one another in all
- * three arrays are walked as one, so that the usual cases (equal shapes; one number a channel) have long inner loops.
+ * power are libm's, one by one. Two operands are walked by steps: an operand that is broadcast has step 0 on that axis,
+ * and axes that lie behind one another in all three arrays are walked as one, so that the usual cases (equal shapes; one
+ * number a channel) have long inner loops.
  * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
 #include <math.h>
 #include <string.h>
