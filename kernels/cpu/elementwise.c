@@ -1,13 +1,15 @@
 /* elementwise.c: functions of one value, and of two that are broadcast.
  *
- * Functions use libm's float32 functions, so bits are those of one machine type; costs are libm's. Two operands are
- * walked by steps: an operand that is broadcast has step 0 on that axis, and axes that lie behind one another in all
- * three arrays are walked as one, so that the usual cases (equal shapes; one number a channel) have long inner loops.
+ * Functions of one value are those of functions.h, 16 values at a time where the machine has such vectors; logarithm and
+ * power are libm's, one by one. Two operands are walked by steps: an operand that is broadcast has step 0 on that axis,
+ * and axes that lie behind one another in all three arrays are walked as one, so that the usual cases (equal shapes; one
+ * number a channel) have long inner loops.
  * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
 #include <math.h>
 #include <string.h>
 
 #include "cpu.h"
+#include "functions.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -27,29 +29,25 @@ static void zero_padding(float *value, Layout layout, int B, int C, int64_t pixe
 
 static const float ROOT_HALF = 0.70710678f, ROOT_2_OVER_PI = 0.79788456f, DENSITY = 0.39894228f, CUBE = 0.044715f;
 
-ALWAYS_INLINE float sigmoid(float x) {
-    return 1 / (1 + expf(-x));
-}
-
 ALWAYS_INLINE float value_of(KFunction f, const KUnary *u, float x) {
     switch (f) {
     case K_CLIP: return x < u->low ? u->low : x > u->high ? u->high : x;
     case K_LEAKY_RELU: return x > 0 ? x : x * u->alpha;
-    case K_ELU: return x > 0 ? x : u->alpha * expm1f(x);
-    case K_SELU: return u->beta * (x > 0 ? x : u->alpha * expm1f(x));
+    case K_ELU: return x > 0 ? x : u->alpha * exponential_minus_1(x);
+    case K_SELU: return u->beta * (x > 0 ? x : u->alpha * exponential_minus_1(x));
     case K_SIGMOID: return sigmoid(x);
     case K_HARD_SIGMOID: {
         const float y = u->alpha * x + u->beta;
         return y < 0 ? 0 : y > 1 ? 1 : y;
     }
     case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? x : x * (x + 3) / 6;
-    case K_TANH: return tanhf(x);
-    case K_SOFTPLUS: return x > 20 ? x : log1pf(expf(x));
-    case K_GELU: return 0.5f * x * (1 + erff(x * ROOT_HALF));
-    case K_GELU_TANH: return 0.5f * x * (1 + tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x)));
-    case K_ERF: return erff(x);
+    case K_TANH: return hyperbolic_tangent(x);
+    case K_SOFTPLUS: return soft_plus(x);
+    case K_GELU: return 0.5f * x * (1 + error_function(x * ROOT_HALF));
+    case K_GELU_TANH: return 0.5f * x * (1 + hyperbolic_tangent(ROOT_2_OVER_PI * (x + CUBE * x * x * x)));
+    case K_ERF: return error_function(x);
     case K_SQRT: return sqrtf(x);
-    case K_EXP: return expf(x);
+    case K_EXP: return exponential(x);
     case K_LOG: return logf(x);
     case K_NEG: return -x;
     case K_ABS: return fabsf(x);
@@ -61,10 +59,10 @@ ALWAYS_INLINE float value_of(KFunction f, const KUnary *u, float x) {
 
 ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
     switch (f) {
-    case K_CLIP: return x > u->low && x < u->high ? 1 : 0; /* as PyTorch's relu6 and hardtanh at the bounds */
+    case K_CLIP: return (x > u->low) & (x < u->high) ? 1 : 0; /* as PyTorch's relu6 and hardtanh at the bounds */
     case K_LEAKY_RELU: return x > 0 ? 1 : u->alpha;
-    case K_ELU: return x > 0 ? 1 : u->alpha * expf(x);
-    case K_SELU: return u->beta * (x > 0 ? 1 : u->alpha * expf(x));
+    case K_ELU: return x > 0 ? 1 : u->alpha * exponential(x);
+    case K_SELU: return u->beta * (x > 0 ? 1 : u->alpha * exponential(x));
     case K_SIGMOID: {
         const float y = sigmoid(x);
         return y * (1 - y);
@@ -75,18 +73,18 @@ ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
     }
     case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5f;
     case K_TANH: {
-        const float y = tanhf(x);
+        const float y = hyperbolic_tangent(x);
         return 1 - y * y;
     }
     case K_SOFTPLUS: return sigmoid(x);
-    case K_GELU: return 0.5f * (1 + erff(x * ROOT_HALF)) + x * DENSITY * expf(-0.5f * x * x);
+    case K_GELU: return 0.5f * (1 + error_function(x * ROOT_HALF)) + x * DENSITY * exponential(-0.5f * x * x);
     case K_GELU_TANH: {
-        const float t = tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x));
+        const float t = hyperbolic_tangent(ROOT_2_OVER_PI * (x + CUBE * x * x * x));
         return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x);
     }
-    case K_ERF: return 2 * ROOT_HALF * ROOT_2_OVER_PI * expf(-x * x);
+    case K_ERF: return 2 * ROOT_HALF * ROOT_2_OVER_PI * exponential(-x * x);
     case K_SQRT: return 0.5f / sqrtf(x);
-    case K_EXP: return expf(x);
+    case K_EXP: return exponential(x);
     case K_LOG: return 1 / x;
     case K_NEG: return -1;
     case K_ABS: return x > 0 ? 1 : x < 0 ? -1 : 0;
@@ -117,29 +115,30 @@ ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
     DO(K_RECIPROCAL)                                                                                                   \
     DO(K_POW)
 
+/* Each value by itself, so that working in place does not keep the loops from becoming vectors. */
+CPU_CLONES static void each_value(float *out, const float *in, KUnary u, int64_t count) {
+#define FORWARD(f)                                                                                                     \
+    case f: _Pragma("GCC ivdep") for (int64_t i = 0; i < count; i++) out[i] = value_of(f, &u, in[i]); break;
+    switch (u.function) { EACH_FUNCTION(FORWARD) }
+}
+
+CPU_CLONES static void each_slope(float *din, const float *dout, const float *in, KUnary u, int64_t count) {
+#define BACKWARD(f)                                                                                                    \
+    case f: _Pragma("GCC ivdep") for (int64_t i = 0; i < count; i++) din[i] = dout[i] * slope_of(f, &u, in[i]); break;
+    switch (u.function) { EACH_FUNCTION(BACKWARD) }
+}
+
 void k_unary_forward(Lane *lane, float *out, const float *in, Layout layout, const KUnary *unary, int B, int C, int H,
                      int W) {
     (void)lane;
-    const int64_t count = B * cpu_sample_size(layout, C, H, W);
-#define FORWARD(f)                                                                                                     \
-    case f:                                                                                                            \
-        for (int64_t i = 0; i < count; i++)                                                                            \
-            out[i] = value_of(f, unary, in[i]);                                                                        \
-        break;
-    switch (unary->function) { EACH_FUNCTION(FORWARD) }
+    each_value(out, in, *unary, B * cpu_sample_size(layout, C, H, W));
     zero_padding(out, layout, B, C, (int64_t)H * W);
 }
 
 void k_unary_backward(Lane *lane, float *din, const float *dout, const float *in, Layout layout, const KUnary *unary,
                       int B, int C, int H, int W) {
     (void)lane;
-    const int64_t count = B * cpu_sample_size(layout, C, H, W);
-#define BACKWARD(f)                                                                                                    \
-    case f:                                                                                                            \
-        for (int64_t i = 0; i < count; i++)                                                                            \
-            din[i] = dout[i] * slope_of(f, unary, in[i]);                                                              \
-        break;
-    switch (unary->function) { EACH_FUNCTION(BACKWARD) }
+    each_slope(din, dout, in, *unary, B * cpu_sample_size(layout, C, H, W));
     zero_padding(din, layout, B, C, (int64_t)H * W);
 }
 
@@ -271,6 +270,11 @@ ALWAYS_INLINE float result(KBinaryKind kind, float a, float b) {
     case K_MUL: return a * b;
     case K_DIV: return a / b;
     case K_PRELU: return a > 0 ? a : a * b;
+    case K_LESS: return a < b;
+    case K_LESS_EQUAL: return a <= b;
+    case K_EQUAL: return a == b;
+    case K_WHERE: return a != 0 ? b : 0;
+    case K_WHERE_NOT: return a != 0 ? 0 : b;
     }
     return 0;
 }
@@ -283,6 +287,11 @@ ALWAYS_INLINE float share(KBinaryKind kind, int side, float g, float a, float b)
     case K_MUL: return g * (side == 0 ? b : a);
     case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
     case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
+    case K_LESS:
+    case K_LESS_EQUAL:
+    case K_EQUAL: return 0;
+    case K_WHERE: return side == 1 && a != 0 ? g : 0;
+    case K_WHERE_NOT: return side == 1 && a == 0 ? g : 0;
     }
     return 0;
 }
@@ -339,6 +348,11 @@ CPU_CLONES static void sample_forward(const KBinary *binary, float *out, const f
             RUN(K_MUL)
             RUN(K_DIV)
             RUN(K_PRELU)
+            RUN(K_LESS)
+            RUN(K_LESS_EQUAL)
+            RUN(K_EQUAL)
+            RUN(K_WHERE)
+            RUN(K_WHERE_NOT)
         }
         out += inner.size;
     } while (next_run(binary, index, &at_a, &at_b));
@@ -359,6 +373,11 @@ CPU_CLONES static void sample_backward(const KBinary *binary, int side, float *t
             BACK(K_MUL)
             BACK(K_DIV)
             BACK(K_PRELU)
+            BACK(K_LESS)
+            BACK(K_LESS_EQUAL)
+            BACK(K_EQUAL)
+            BACK(K_WHERE)
+            BACK(K_WHERE_NOT)
         }
         dout += inner.size;
         to = to ? to + inner.size : NULL;
@@ -373,7 +392,7 @@ void k_binary_forward(Lane *lane, const KBinary *binary, float *out, const float
     (void)lane;
     for (int64_t s = 0; s < binary->batch; s++)
         sample_forward(binary, out + s * binary->out_size, operand(binary, 0, a, s), operand(binary, 1, b, s));
-    if (binary->kind == K_DIV)
+    if (binary->kind == K_DIV || binary->kind == K_LESS_EQUAL || binary->kind == K_EQUAL) /* 0 and 0 give another */
         zero_padding(out, binary->layout, binary->batch, binary->channels, binary->pixels);
 }
 
