@@ -26,6 +26,7 @@ OnnxNetwork onnx_read(Arena *arena, const void *bytes, size_t size, const char *
     onnx.model = onnx_file_open(bytes, size, path);
     onnx.file = onnx.model->graph;
     onnx.budget = size + ((uint64_t)8 << 20);
+    onnx.fill_budget = (uint64_t)1 << 30;
     onnx.opset = onnx_file_opset(onnx.model, path);
     check_file(&onnx);
     int input = add_values(&onnx);

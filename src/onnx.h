@@ -1,11 +1,13 @@
 /* onnx.h: a network from an .onnx file, as a Graph. Opsets 7 to 21; weights inside the file or beside it.
  *
- * onnx_file.c takes the file apart (protobuf-c, from the onnx.proto of the ONNX package); onnx_fold.c computes at load
- * what depends on no image (shapes above all); onnx_ops_*.c turn the other operations into nodes of the graph, and
- * onnx_names.c names them. Without protobuf-c the program is built with onnx_absent.c, which says so.
+ * onnx_file.c takes the file apart (protobuf-c, from the onnx.proto of the ONNX package), onnx_tensor.c reads its
+ * numbers; onnx_fold.c computes at load what depends on no image (shapes above all); onnx_ops_*.c turn the other
+ * operations into nodes of the graph, and onnx_names.c names them. Without protobuf-c the program is built with
+ * onnx_absent.c, which says so.
  *
  * A file may be hostile: sizes, indices, nesting and paths are checked, and reading takes no more memory than three
- * times the file (external data included) and 64 MiB. */
+ * times the file (external data included) and 64 MiB, but for weights that ConstantOfShape fills with one number: a
+ * few bytes stand for a whole network then (the ONNX package's light_*.onnx), up to 1 GiB. */
 #ifndef CNNSCOPE_ONNX_H
 #define CNNSCOPE_ONNX_H
 

@@ -17,10 +17,6 @@ static OnnxConstant *known(Onnx *onnx, const Onnx__NodeProto *node, int input) {
     return constant;
 }
 
-static OnnxConstant *like(Onnx *onnx, const OnnxConstant *type, int rank, const int64_t *dim) {
-    return onnx_constant_new(onnx, type->whole, rank, dim);
-}
-
 static void copy(OnnxConstant *to, int64_t i, const OnnxConstant *from, int64_t j) {
     if (to->whole)
         to->ints[i] = from->ints[j];
@@ -61,13 +57,7 @@ static void fold_constant_of_shape(Onnx *onnx, const Onnx__NodeProto *node) {
     for (int d = 0; d < rank; d++)
         if (dim[d] == ONNX_BATCH)
             onnx_refuse(onnx, node, "makes a constant of the batch's size, expected one that no batch changes");
-    OnnxConstant *made = onnx_constant_new(onnx, value && value->whole, rank, dim);
-    for (int64_t i = 0; value && i < made->size; i++)
-        if (made->whole)
-            made->ints[i] = onnx_ints(onnx, value)[0];
-        else
-            made->floats[i] = onnx_floats(onnx, value)[0];
-    onnx_define(onnx, node, made);
+    onnx_define(onnx, node, onnx_constant_filled(onnx, value, rank, dim));
 }
 
 static void fold_range(Onnx *onnx, const Onnx__NodeProto *node) {
@@ -194,7 +184,7 @@ static void fold_gather(Onnx *onnx, const Onnx__NodeProto *node) {
     for (int d = axis + 1; d < x->rank; d++)
         dim[rank++] = x->dim[d];
     strides(x, axis, &outer, &inner);
-    OnnxConstant *made = like(onnx, x, rank, dim);
+    OnnxConstant *made = onnx_constant_new(onnx, x->whole, rank, dim);
     for (int64_t j = 0; j < index->size; j++) {
         const int64_t at = index->ints[j] < 0 ? index->ints[j] + x->dim[axis] : index->ints[j];
         if (at < 0 || at >= x->dim[axis])
@@ -222,7 +212,7 @@ static void fold_concat(Onnx *onnx, const Onnx__NodeProto *node) {
     memcpy(dim, first->dim, sizeof dim);
     dim[axis] = total;
     strides(first, axis, &outer, &inner);
-    OnnxConstant *made = like(onnx, first, first->rank, dim);
+    OnnxConstant *made = onnx_constant_new(onnx, first->whole, first->rank, dim);
     for (size_t n = 0; n < node->n_input; n++) {
         const OnnxConstant *x = known(onnx, node, (int)n);
         const int64_t run = x->dim[axis] * inner;
@@ -252,7 +242,7 @@ static void fold_slice(Onnx *onnx, const Onnx__NodeProto *node) {
     memcpy(dim, x->dim, sizeof dim);
     dim[axis] = count;
     strides(x, axis, &outer, &inner);
-    OnnxConstant *made = like(onnx, x, x->rank, dim);
+    OnnxConstant *made = onnx_constant_new(onnx, x->whole, x->rank, dim);
     for (int64_t o = 0; o < outer; o++)
         for (int64_t j = 0; j < count; j++)
             for (int64_t i = 0; i < inner; i++)
@@ -279,7 +269,7 @@ static void fold_transpose(Onnx *onnx, const Onnx__NodeProto *node) {
         for (int e = from[d] + 1; e < x->rank; e++)
             step[d] *= x->dim[e];
     }
-    OnnxConstant *made = like(onnx, x, x->rank, dim);
+    OnnxConstant *made = onnx_constant_new(onnx, x->whole, x->rank, dim);
     made->name = x->name; /* still that layer's weight */
     for (int64_t i = 0; i < made->size; i++) {
         int64_t j = 0;
@@ -365,7 +355,7 @@ static void fold_binary(Onnx *onnx, const Onnx__NodeProto *node) {
     int64_t dim[ONNX_RANK], step[2][ONNX_RANK], at[ONNX_RANK] = {0};
     if (x[0]->whole != x[1]->whole || (x[0]->whole && node->op_type[0] == 'P'))
         onnx_refuse(onnx, node, "mixes whole and other numbers, expected two of a kind: the file is damaged");
-    for (int d = rank - 1; d >= 0; d--)
+    for (int d = 0; d < rank; d++)
         dim[d] = 1;
     for (int k = 0; k < 2; k++) {
         int64_t run = 1;
@@ -379,7 +369,7 @@ static void fold_binary(Onnx *onnx, const Onnx__NodeProto *node) {
             dim[d] = size == 1 ? dim[d] : size;
         }
     }
-    OnnxConstant *made = like(onnx, x[0], rank, dim);
+    OnnxConstant *made = onnx_constant_new(onnx, x[0]->whole, rank, dim);
     made->per_sample = grown(onnx, node, x, rank, dim);
     for (int64_t i = 0; i < made->size; i++) {
         int64_t j[2] = {0};
@@ -401,7 +391,7 @@ static void fold_unary(Onnx *onnx, const Onnx__NodeProto *node) {
     const char *op = node->op_type;
     if (x->whole && strcmp(op, "Neg") != 0)
         onnx_refuse(onnx, node, "works on whole numbers, expected floating-point ones");
-    OnnxConstant *made = like(onnx, x, x->rank, x->dim);
+    OnnxConstant *made = onnx_constant_new(onnx, x->whole, x->rank, x->dim);
     for (int64_t i = 0; i < x->size; i++) {
         if (x->whole)
             made->ints[i] = x->ints[i] == ONNX_BATCH ? ONNX_BATCH : -x->ints[i];

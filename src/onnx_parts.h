@@ -45,7 +45,7 @@ typedef struct {
     Onnx__ModelProto *model;
     Onnx__GraphProto *file; /* its graph */
     int opset;
-    uint64_t budget; /* bytes that computed constants may still take */
+    uint64_t budget, fill_budget; /* bytes that computed constants may still take; those of one repeated number */
     Graph *graph;
 
     OnnxValue *values;
@@ -67,6 +67,8 @@ Onnx__ModelProto *onnx_file_open(const void *bytes, size_t size, const char *pat
 void onnx_file_close(Onnx__ModelProto *model);
 int onnx_file_opset(const Onnx__ModelProto *model, const char *path); /* dies unless it is one we know */
 
+/* ---- onnx_tensor.c --------------------------------------------------------------------------------------------- */
+
 /* A tensor of the file; its numbers are not read yet. Dies when dimensions, type or data do not fit together. */
 OnnxConstant *onnx_tensor(Onnx *onnx, Onnx__TensorProto *proto);
 /* Its numbers, read on first use (the file's copy is then freed). onnx_floats dies on numbers that float32 does not
@@ -75,6 +77,8 @@ const float *onnx_floats(Onnx *onnx, OnnxConstant *constant);
 const int64_t *onnx_ints(Onnx *onnx, OnnxConstant *constant);
 /* A computed constant, zeros. Dies when the file computes more than its share of memory. */
 OnnxConstant *onnx_constant_new(Onnx *onnx, bool whole, int rank, const int64_t *dim);
+/* Likewise one that repeats a number, value (1) or, for NULL, 0; it may take more than the file, see onnx.h. */
+OnnxConstant *onnx_constant_filled(Onnx *onnx, OnnxConstant *value, int rank, const int64_t *dim);
 
 /* ---- onnx_names.c ---------------------------------------------------------------------------------------------- */
 
