@@ -33,4 +33,12 @@ int cpu_one_thread(void);
 void cpu_threads_back(int threads);
 void cpu_check(dnnl_status_t status, const char *what); /* fails unless dnnl_success */
 
+/* conv_few.c: din plain (batch, in_channels, in_height, in_width), in_channels <= FEW_CHANNELS, from dout blocked, with
+ * neither groups nor dilation. */
+enum { FEW_CHANNELS = 3 };
+typedef struct Few Few;
+Few *cpu_few_new(const ConvShape *shape, const float *weight);
+void cpu_few_free(Few *few);
+void cpu_few_backward(const Few *few, float *din, const float *dout, const ConvShape *shape, int batch);
+
 #endif
