@@ -2,7 +2,8 @@
  *
  * float32 throughout, direct algorithm (Winograd's error is larger). A primitive works on one group of CPU_GROUP
  * samples and is run once per group; primitives and reordered weights are made once and read by all lanes.
- * An input of up to 3 channels is read as plain NCHW; other plain inputs are blocked first, into scratch. */
+ * An input of up to 3 channels is read as plain NCHW (of blocked ones oneDNN has but plain loops, a thousand times as
+ * slow), other inputs blocked; what lies otherwise is brought there first, in scratch. */
 #include "cpu.h"
 
 typedef struct {
@@ -67,9 +68,9 @@ KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, 
                     .pass_layout = LAYOUT_BLOCKED,
                     .out_layout = LAYOUT_BLOCKED};
     const bool whole = groups_of(shape) == 1;
-    const bool few = whole && in_layout == LAYOUT_PLAIN && shape->in_channels <= FEW_CHANNELS;
+    const bool few = whole && shape->in_channels <= FEW_CHANNELS;
     const bool near = apart(shape->dilation_height) == 1 && apart(shape->dilation_width) == 1;
-    const bool own = few && near && backward;
+    const bool own = few && near && backward && in_layout == LAYOUT_PLAIN;
     if (few)
         conv->pass_layout = LAYOUT_PLAIN;
     if (own)
