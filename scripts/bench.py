@@ -9,7 +9,8 @@ layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k
 FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
 
 Everything is pinned to as many cores as it has threads. Medians with least and largest. The KL beside each map is one
-ruler's, in float64 over all pairs, for N up to 20,000; past that our own file's for our map and none for peers. More
+ruler's, in float64 over all pairs, for N up to 20,000; past that our own file's for our map and none for peers.
+The map of --pre-pca is judged by the affinities of the pixels themselves. More
 samples than the data has are copies with noise of 1e-3 of the spread, and said to be.
 
 Bounds: the FMA throughput of these cores, measured at the start by build/bench_kernels. A network's bound is its
@@ -180,8 +181,7 @@ class Ruler:
             for _ in range(60):
                 p = np.exp(-d * beta[:, None])
                 total = p.sum(1)
-                p[np.isinf(d)] = 0
-                over = np.log(total) + beta * np.where(p > 0, d * p, 0).sum(1) / total - np.log(perplexity)
+                over = np.log(total) + beta * (np.where(p > 0, d, 0) * p).sum(1) / total - np.log(perplexity)
                 if np.abs(over).max() < 1e-7:
                     break
                 least, most = np.where(over > 0, beta, least), np.where(over > 0, most, beta)
@@ -339,7 +339,7 @@ def measure(options: argparse.Namespace) -> None:
     if {"tsne", "growth"} & options.only:
         logits = logits_of(options, common)
     if "tsne" in options.only:
-        maps(table, f"t-SNE of {n} x 10 logits", logits, ["--pre-pca", "0"][:0], ["openTSNE", "scikit-learn"])
+        maps(table, f"t-SNE of {n} x 10 logits", logits, [], ["openTSNE", "scikit-learn"])
     if "pixels" in options.only:
         maps(table, f"t-SNE of {n} x 784 pixels", raw.reshape(n, -1) / np.float32(255), ["--pre-pca", "50"],
              ["scikit-learn"])

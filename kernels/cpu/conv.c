@@ -4,6 +4,8 @@
  * samples and is run once per group; primitives and reordered weights are made once and read by all lanes.
  * An input of up to 3 channels is read as plain NCHW (of blocked ones oneDNN has but plain loops, a thousand times as
  * slow), other inputs blocked; what lies otherwise is brought there first, in scratch. */
+#include <string.h>
+
 #include "cpu.h"
 
 typedef struct {
@@ -20,7 +22,8 @@ struct KConv {
     Layout pass_layout; /* of the image side, inside the primitives */
     Layout out_layout;  /* of the feature side */
     Pass forward, backward;
-    Few *few; /* instead of the pass backward, or NULL */
+    int padded_channels; /* of the image side, inside the primitives */
+    Few *few;            /* instead of the pass backward, or NULL */
 };
 
 static void make_passes(KConv *conv, const float *weight, const float *bias, bool backward);
@@ -59,6 +62,18 @@ static void convert(Lane *lane, float *to, Layout to_layout, const float *from, 
         k_from_plain(lane, to, to_layout, from, conv->batch, s->in_channels, s->in_height, s->in_width);
 }
 
+/* With zeros for the channels that only fill the last block: oneDNN's fast kernels want whole blocks. */
+static float *padded_weight(const KConv *conv, const float *weight) {
+    const ConvShape *s = &conv->shape;
+    const size_t filter = (size_t)s->in_channels * (size_t)s->kernel_height * (size_t)s->kernel_width;
+    const size_t step = filter / (size_t)s->in_channels * (size_t)conv->padded_channels;
+    float *padded = dev_alloc((size_t)s->out_channels * step * sizeof *padded);
+    memset(padded, 0, (size_t)s->out_channels * step * sizeof *padded);
+    for (int k = 0; k < s->out_channels; k++)
+        memcpy(padded + (size_t)k * step, weight + (size_t)k * filter, filter * sizeof *padded);
+    return padded;
+}
+
 KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, int batch, const float *weight,
                   const float *bias, bool backward) {
     KConv *conv = dev_alloc(sizeof *conv);
@@ -77,9 +92,13 @@ KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, 
         conv->few = cpu_few_new(shape, weight);
     if (is_odd(shape))
         conv->pass_layout = conv->out_layout = LAYOUT_PLAIN;
+    conv->padded_channels =
+        whole && !few ? cpu_rounded(shape->in_channels, cpu_width(LAYOUT_BLOCKED)) : shape->in_channels;
+    float *padded = conv->padded_channels > shape->in_channels ? padded_weight(conv, weight) : NULL;
     int threads = cpu_one_thread();
-    make_passes(conv, weight, bias, backward && !own);
+    make_passes(conv, padded ? padded : weight, bias, backward && !own);
     cpu_threads_back(threads);
+    dev_free(padded);
     *out_layout = conv->out_layout;
     return conv;
 }
@@ -141,7 +160,8 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     const dnnl_dims_t dilation = {apart(s->dilation_height) - 1, apart(s->dilation_width) - 1};
     const dnnl_dims_t grouped = {groups, s->out_channels / groups, s->in_channels / groups, s->kernel_height,
                                  s->kernel_width};
-    const dnnl_dims_t whole = {s->out_channels, s->in_channels, s->kernel_height, s->kernel_width};
+    const int in_channels = conv->padded_channels;
+    const dnnl_dims_t whole = {s->out_channels, in_channels, s->kernel_height, s->kernel_width};
     const dnnl_dim_t *weight_dims = groups > 1 ? grouped : whole;
     const dnnl_dims_t bias_dims = {s->out_channels};
     dnnl_memory_desc_t given_weight, any_weight, bias_desc;
@@ -152,7 +172,7 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
               "a weight's shape");
     cpu_check(dnnl_memory_desc_init_by_tag(&bias_desc, 1, bias_dims, dnnl_f32, dnnl_x), "a bias's shape");
 
-    dnnl_memory_desc_t in = value_desc(conv->pass_layout, s->in_channels, s->in_height, s->in_width);
+    dnnl_memory_desc_t in = value_desc(conv->pass_layout, in_channels, s->in_height, s->in_width);
     dnnl_memory_desc_t out = value_desc(conv->out_layout, s->out_channels, s->out_height, s->out_width);
     dnnl_primitive_attr_t attributes;
     cpu_check(dnnl_primitive_attr_create(&attributes), "dnnl_primitive_attr_create");
@@ -173,7 +193,7 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     if (bias)
         conv->forward.bias = in_order(&bias_desc, &bias_desc, bias);
     if (backward) {
-        in = value_desc(back_layout(conv), s->in_channels, s->in_height, s->in_width);
+        in = value_desc(back_layout(conv), in_channels, s->in_height, s->in_width);
         cpu_check(dnnl_dilated_convolution_backward_data_desc_init(&operation, dnnl_convolution_direct, &in,
                                                                    &any_weight, &out, strides, dilation, pad_before,
                                                                    pad_after),
