@@ -8,7 +8,11 @@
 
 /* Compiles a function once for each level of vectors and chooses when the program starts. Results are the same bits at
  * every level: loops over lanes are elementwise, sums have one order, and multiply-adds that are fused say so. */
+#ifdef __x86_64__
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CPU_CLONES
+#endif
 
 /* Ends the run with one line, through the function given to dev_on_failure. */
 _Noreturn void cpu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
