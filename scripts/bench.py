@@ -1,143 +1,391 @@
 #!/usr/bin/env python3
-"""Measures the whole demo job and its stages, and a peer on the same data in the same run.
+"""Times the program and its peers on the same data, alternating, on this machine.
 
-    .venv/bin/python scripts/bench.py [--repeat 3] [--peer] [--csv FILE]
+    .venv/bin/python scripts/bench.py FOLDER [--only logits,tsne ...] [--torch] [--long] [--samples N] [--repeat 3]
 
-Runs the program on the shipped MNIST test set with 2 ranks x 1 thread, 1 rank x 2 threads and 1 rank x 1 thread,
-alternating, and prints median, least and largest seconds of the whole job (process start to renamed file) and of each
-stage, with the exact KL beside them. --peer runs scikit-learn's Barnes-Hut t-SNE on the same logits (its own default
-settings, as the notebook) and prints the ratio and the exact KL of its map. Timing is never a test: a busy machine is
-named, not failed.
+Rows: logits, saliency (peer: torch, with --torch), tsne (openTSNE and scikit-learn Barnes-Hut), pixels (--pre-pca 50;
+scikit-learn on pixels), job (process start to renamed file; peer with --torch: none, the notebook is not shipped),
+layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into
+FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
+
+Everything is pinned to as many cores as it has threads. Medians with least and largest. The KL beside each map is one
+ruler's, in float64 over all pairs, for N up to 20,000; past that our own file's for our map and none for peers.
+The map of --pre-pca is judged by the affinities of the pixels themselves. More
+samples than the data has are copies with noise of 1e-3 of the spread, and said to be.
+
+Bounds: the FMA throughput of these cores, measured at the start by build/bench_kernels. A network's bound is its
+multiply-adds at that rate; t-SNE's repulsion needs 17 vector operations for both directions of a pair (2 differences,
+2 for the distance, 6 for the reciprocal, 3 for the square and the sum, 4 for two forces), so a step's bound is that.
+Timing is never a test: a busy machine is named, not failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
-LAYOUTS = ((2, 1), (1, 2), (1, 1))  # (ranks, threads)
-ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-}
+ROWS = ("logits", "saliency", "tsne", "pixels", "job", "layouts", "growth")
+OPERATIONS_PER_PAIR = 17
+MULTIPLY_ADDS = 16 * 9 * 28 * 28 + 32 * 16 * 9 * 14 * 14 + 32 * 10  # of one image in the shipped network
+ITERATIONS = 1000
+RULER_MAX = 20_000
+MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
+       "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+
+
+# ---- One measured process --------------------------------------------------------------------------------------------
 
 
 def busy_seconds() -> float:
     """CPU seconds used on this machine since boot, by anybody."""
-    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def run_job(binary: Path, output: Path, ranks: int, threads: int) -> dict[str, float]:
-    """One demo job; seconds of the whole and of its stages, the KL, and CPU seconds used by others meanwhile."""
-    command = ["mpirun", "--quiet", "--bind-to", "none", "-n", str(ranks), str(binary), "--quiet", "--overwrite",
-               "--model", str(DATA / "model.pth"), "--images", str(DATA / "t10k-images-idx3-ubyte.gz"),
-               "--labels", str(DATA / "t10k-labels-idx1-ubyte.gz"), "--threads", str(threads), "--output", str(output)]
-    before, own, start = busy_seconds(), os.times(), time.perf_counter()
-    subprocess.run(command, check=True, env=os.environ | ENVIRONMENT)
+def measured(command: list[str], cores: int) -> dict[str, float]:
+    """Runs to the end on `cores` cores: its seconds, MiB of its largest process, CPU seconds of others meanwhile."""
+    mine = sorted(os.sched_getaffinity(0))[:cores]
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    environment = os.environ | MPI | dict.fromkeys(names, str(cores))
+    before, start = busy_seconds(), time.perf_counter()
+    process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, mine))
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    used = os.times().children_user + os.times().children_system - own.children_user - own.children_system
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"bench.py: {' '.join(command)}: ended with status {process.returncode}")
+    others = busy_seconds() - before - usage.ru_utime - usage.ru_stime
+    return {"whole": seconds, "MiB": usage.ru_maxrss / 1024, "others": max(others, 0)}
+
+
+def ours(options: argparse.Namespace, arguments: list[str], ranks: int = 1, threads: int = 2) -> dict[str, float]:
+    """The program; adds its stages' seconds and its KL."""
+    import xarray as xr
+
+    output = options.folder / "bench.nc"
+    run = measured(["mpirun", "--quiet", "--bind-to", "none", "-n", str(ranks), str(options.binary), *arguments,
+                    "--quiet", "--overwrite", "--threads", str(threads), "--output", str(output)], ranks * threads)
     with xr.open_dataset(output) as ds:
-        stages = {k.removeprefix("run_seconds_"): float(v) for k, v in ds.attrs.items() if k.startswith("run_seconds_")}
-        kl = float(ds.logits_tsne_kl)
-    return {"whole job": seconds} | stages | {"kl": kl, "others": busy_seconds() - before - used}
+        run |= {k.removeprefix("run_seconds_"): float(v) for k, v in ds.attrs.items() if k.startswith("run_seconds_")}
+        for name in ds.variables:
+            if name.endswith("_tsne_kl"):
+                run["kl"] = float(ds[name])
+            if name.endswith("_tsne"):
+                np.save(options.folder / "ours.npy", ds[name].values)
+    return run
 
 
-def exact_kl(x: np.ndarray, y: np.ndarray, perplexity: float = 30) -> float:
-    """KL of a map against the exact joint probabilities, by scikit-learn's own functions for P, in blocks for Q."""
-    from sklearn.manifold._t_sne import _joint_probabilities
-    from sklearn.metrics import pairwise_distances
-    from scipy.spatial.distance import squareform
-
-    p = squareform(_joint_probabilities(pairwise_distances(x, metric="sqeuclidean").astype(np.float32), perplexity, 0))
-    y = y.astype(np.float64)
-    z = cross = own = 0.0
-    for i in range(0, len(y), 500):
-        w = 1 / (1 + pairwise_distances(y[i : i + 500], y, metric="sqeuclidean"))
-        w[np.arange(len(w)), i + np.arange(len(w))] = 0
-        z += w.sum()
-        rows = p[i : i + 500]
-        kept = (rows > 1e-15) & (w > 0)
-        own += float((rows[kept] * np.log(rows[kept])).sum())
-        cross += float((rows[kept] * np.log(w[kept])).sum())
-    return own - cross + float(np.log(z))
+def peer(options: argparse.Namespace, kind: str, data: Path) -> dict[str, float]:
+    """A peer in an interpreter of its own; it says how long its computing took, without imports and reading."""
+    said = options.folder / "peer.json"
+    run = measured([str(options.folder / "env/bin/python"), __file__, "--run-peer", kind, str(data), str(said)], 2)
+    return run | json.loads(said.read_text())
 
 
-def run_peer(logits: np.ndarray) -> dict[str, float]:
-    from sklearn.manifold import TSNE
-
-    start = time.perf_counter()
-    y = TSNE(n_components=2, n_jobs=os.cpu_count()).fit_transform(logits)
-    return {"seconds": time.perf_counter() - start, "kl": exact_kl(logits, y)}
+# ---- Peers (in FOLDER/env) -------------------------------------------------------------------------------------------
 
 
-def show(title: str, runs: list[dict[str, float]]) -> list[list[object]]:
-    print(f"\n{title}, {len(runs)} runs: median (least .. largest) seconds")
-    rows = []
-    for name in runs[0]:
-        values = [r[name] for r in runs]
-        middle, low, high = statistics.median(values), min(values), max(values)
-        rows.append([title, name, middle, low, high])
-        if name == "kl":
-            print(f"  exact KL of the map    {middle:.4f}")
-        elif name == "others":
-            if high > 0.05 * statistics.median(r["whole job"] for r in runs):
-                print(f"  WARNING: other processes used up to {high:.1f} s of CPU during a run; repeat on an idle machine")
+def run_peer(kind: str, data: str, said: str) -> None:
+    x = np.load(data)
+    if kind.startswith("torch"):
+        seconds = run_torch(kind, x)
+    else:
+        if kind == "openTSNE":
+            from openTSNE import TSNE
+
+            made = TSNE(n_jobs=2, negative_gradient_method="bh", random_state=0)
+            start = time.perf_counter()
+            y = np.asarray(made.fit(x))
         else:
-            print(f"  {name:22s} {middle:8.3f}  ({low:.3f} .. {high:.3f})")
-    return rows
+            from sklearn.manifold import TSNE
+
+            made = TSNE(n_jobs=2, random_state=0)
+            start = time.perf_counter()
+            y = made.fit_transform(x)
+        seconds = time.perf_counter() - start
+        np.save(Path(said).with_name("peer.npy"), y)
+    Path(said).write_text(json.dumps({"compute": seconds}))
+
+
+def run_torch(kind: str, images: np.ndarray) -> float:
+    """Least of four passes, after one to warm up, of the best batch size: what a careful user gets."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(2)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+                        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    net = net.to(memory_format=torch.channels_last)
+    x = torch.from_numpy((images[:, None] / np.float32(255) - 0.1307) / 0.3081).float()
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def one(batch: int) -> float:
+        start = time.perf_counter()
+        for part in x.split(batch):
+            if kind == "torch logits":
+                with torch.inference_mode():
+                    net(part)
+            else:
+                part = part.detach().requires_grad_(True)
+                net(part).max(1)[0].sum().backward()
+                part.grad.abs().amax(1)
+        return time.perf_counter() - start
+
+    one(100)
+    return min(one(batch) for batch in (50, 100, 250, 1000) for _ in range(4))
+
+
+def install(options: argparse.Namespace) -> None:
+    python = options.folder / "env/bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", options.folder / "env"], check=True)
+    wanted = ["numpy", "scikit-learn", "openTSNE"] + ["torch"] * options.torch
+    have = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True)
+    have = {line.split("==")[0].lower() for line in have.stdout.splitlines()}
+    if missing := [name for name in wanted if name.lower() not in have]:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *missing], check=True)
+
+
+# ---- The ruler -------------------------------------------------------------------------------------------------------
+
+
+class Ruler:
+    """KL(P || Q) of any map of the points x, over all pairs in float64, in blocks of rows."""
+
+    def __init__(self, x: np.ndarray, perplexity: float = 30):
+        self.x = x.astype(np.float64)
+        n = len(x)
+        self.low, self.beta, self.sum = np.zeros(n), np.ones(n), np.zeros(n)
+        for i, d in self.blocks(self.x):
+            rows = slice(i, i + len(d))
+            low = d.min(1)
+            d -= low[:, None]
+            least, most = np.zeros(len(d)), np.full(len(d), np.inf)
+            beta = 1 / np.maximum(np.median(d, 1), 1e-300)
+            for _ in range(60):
+                p = np.exp(-d * beta[:, None])
+                total = p.sum(1)
+                over = np.log(total) + beta * (np.where(p > 0, d, 0) * p).sum(1) / total - np.log(perplexity)
+                if np.abs(over).max() < 1e-7:
+                    break
+                least, most = np.where(over > 0, beta, least), np.where(over > 0, most, beta)
+                beta = np.where(np.isinf(most), beta * 2, (least + most) / 2)
+            self.low[rows], self.beta[rows], self.sum[rows] = low, beta, total
+
+    @staticmethod
+    def blocks(points: np.ndarray):
+        """First row and squared distances to all points, infinite to itself."""
+        norms = (points**2).sum(1)
+        for i in range(0, len(points), 256):
+            part = points[i : i + 256]
+            d = np.maximum(norms[i : i + 256, None] + norms - 2 * part @ points.T, 0)
+            d[np.arange(len(part)), i + np.arange(len(part))] = np.inf
+            yield i, d
+
+    def kl(self, y: np.ndarray) -> float:
+        z = total = 0.0
+        for (i, d), (_, e) in zip(self.blocks(self.x), self.blocks(y.astype(np.float64))):
+            rows = slice(i, i + len(d))
+            p = np.exp(-(d - self.low[rows, None]) * self.beta[rows, None]) / self.sum[rows, None]
+            p += np.exp(-(d - self.low) * self.beta) / self.sum
+            p /= 2 * len(y)
+            w = 1 / (1 + e)
+            z += w.sum()
+            kept = (p > 0) & (w > 0)
+            total += float((p[kept] * np.log(p[kept] / w[kept])).sum())
+        return total + float(np.log(z))
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """Runs the contenders of a row in turn, prints and keeps their figures."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.rows = options, []
+        told = subprocess.run([options.binary.with_name("bench_kernels"), "--peak"], check=True, capture_output=True)
+        self.peak = json.loads(told.stdout)  # {"gflops": of two cores, "gbytes": read from memory by both}
+        print(f"measured here: {self.peak['gflops']:.0f} GFLOP/s of FMA, {self.peak['gbytes']:.1f} GB/s from memory")
+
+    def row(self, title: str, contenders: dict, repeat: int | None = None) -> dict[str, float]:
+        """contenders: name -> (run, what to time, note of the median seconds). Median seconds of each."""
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+        for _ in range(repeat or self.options.repeat):
+            for name, (run, _, _) in contenders.items():
+                runs[name].append(run())
+        print(f"\n{title}: median (least .. largest) seconds of {repeat or self.options.repeat}")
+        medians = {}
+        for name, (_, timed, note) in contenders.items():
+            values = [sum(r[part] for part in timed) for r in runs[name]]
+            medians[name] = middle = statistics.median(values)
+            memory, kl = max(r["MiB"] for r in runs[name]), runs[name][-1].get("kl", float("nan"))
+            others = max(r["others"] / r["whole"] for r in runs[name])
+            text = f"  {name:24s} {middle:8.3f}  ({min(values):.3f} .. {max(values):.3f})  {memory:6.0f} MiB"
+            text += f"  KL {kl:.4f}" if kl == kl else ""
+            first = next(iter(medians.values()))
+            text += f"  {middle / first:.2f} x" if len(medians) > 1 else ""
+            print(text + (f"  {note(middle)}" if note else ""), flush=True)
+            if others > 0.05:
+                print(f"    WARNING: others used {others:.2f} cores meanwhile: repeat on an idle machine")
+            self.rows.append([title, name, len(values), middle, min(values), max(values), memory, kl, others])
+        return medians
+
+    def write(self) -> None:
+        with (self.options.folder / "bench.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", "what", "runs", "median_s", "least_s", "largest_s", "peak_MiB", "exact_kl",
+                             "others_cores"])
+            writer.writerows(self.rows)
+        self.plot()
+
+    def plot(self) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        rows = [r for r in self.rows if not r[0].startswith("growth")]
+        grown = [r for r in self.rows if r[0].startswith("growth")]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(rows) + 2.5), layout="constrained")
+        left.barh([f"{r[0]}: {r[1]}" for r in rows], [r[3] for r in rows],
+                  color=["tab:blue" if r[1].startswith("cnnscope") else "tab:gray" for r in rows])
+        left.set(xscale="log", xlabel="seconds")
+        left.invert_yaxis()
+        for name in dict.fromkeys(r[1] for r in grown):
+            points = [(int(r[0].split()[1]), r[3]) for r in grown if r[1] == name]
+            right.plot(*zip(*points), marker="o", label=name)
+        if grown:
+            right.legend()
+        right.set(xscale="log", yscale="log", xlabel="points", ylabel="seconds of t-SNE")
+        figure.savefig(self.options.folder / "bench.png", dpi=120)
+
+
+def logits_of(options: argparse.Namespace, common: list[str]) -> np.ndarray:
+    import xarray as xr
+
+    ours(options, common + ["--tsne", "0", "--pca", "0", "--attribution", "none"])
+    with xr.open_dataset(options.folder / "bench.nc") as ds:
+        return ds.logits.values.copy()
+
+
+def points(base: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows: the first ones, and past the end copies with noise."""
+    copies = base[np.arange(count) % len(base)].astype(np.float32)
+    copies[len(base) :] += 1e-3 * base.std() * np.random.default_rng(0).standard_normal(copies[len(base) :].shape)
+    return copies
+
+
+def maps(table: Table, title: str, x: np.ndarray, arguments: list[str], peers: list[str], repeat=None) -> None:
+    """Exact t-SNE of x by us and by peers, each map's KL by one ruler."""
+    options, n = table.options, len(x)
+    data = options.folder / "points.npy"
+    np.save(data, x)
+    ruler = Ruler(x) if n <= RULER_MAX else None
+
+    def judged(run: dict[str, float], file: str) -> dict[str, float]:
+        return run | ({"kl": ruler.kl(np.load(options.folder / file))} if ruler else {})
+
+    def pairs(seconds: float) -> str:
+        rate = n * (n - 1.0) * ITERATIONS / seconds
+        bound = 2 * table.peak["gflops"] * 1e9 / 2 / OPERATIONS_PER_PAIR
+        return f"{rate / 1e9:.2f} Gpair/s, {rate / bound:.0%} of the repulsion's bound"
+
+    stages = ("affinities_input", "tsne_input") if "--pre-pca" not in arguments else ("whole",)
+    command = ["embed", "--input", str(data), *arguments]
+    contenders = {"cnnscope, exact": (lambda: judged(ours(options, command), "ours.npy"), stages, pairs)}
+    for kind in peers:
+        contenders[kind] = (lambda kind=kind: judged(peer(options, kind, data), "peer.npy"), ("compute",), None)
+    table.row(title, contenders, repeat)
+
+
+def measure(options: argparse.Namespace) -> None:
+    table = Table(options)
+    images = str(DATA / "t10k-images-idx3-ubyte.gz")
+    few = ["--samples", str(options.samples)] if options.samples < 10_000 else []
+    common = ["--model", str(DATA / "model.pth"), "--images", images, *few]
+    bare = common + ["--tsne", "0", "--pca", "0"]
+    raw = np.frombuffer(gzip.open(images).read(), np.uint8, offset=16).reshape(-1, 28, 28)[: options.samples]
+    pixels = options.folder / "images.npy"
+    np.save(pixels, raw)
+    n = len(raw)
+    for row, method, passes in (("logits", "none", 1), ("saliency", "saliency", 2)):
+        if row in options.only:
+            def rate(seconds: float, passes: int = passes) -> str:
+                speed = 2 * MULTIPLY_ADDS * n * passes / seconds / 1e9
+                return f"{n / seconds:.0f} images/s, {speed:.0f} GFLOP/s, {speed / table.peak['gflops']:.0%} of the bound"
+
+            arguments = bare + ["--attribution", method]
+            contenders = {"cnnscope, with reading and writing": (lambda: ours(options, arguments), ("forward",), rate)}
+            if options.torch:
+                contenders["torch, computing"] = (lambda row=row: peer(options, f"torch {row}", pixels), ("compute",), rate)
+            table.row(f"{row} of {n} images", contenders)
+    if {"tsne", "growth"} & options.only:
+        logits = logits_of(options, common)
+    if "tsne" in options.only:
+        maps(table, f"t-SNE of {n} x 10 logits", logits, [], ["openTSNE", "scikit-learn"])
+    if "pixels" in options.only:
+        maps(table, f"t-SNE of {n} x 784 pixels", raw.reshape(n, -1) / np.float32(255), ["--pre-pca", "50"],
+             ["scikit-learn"])
+    if "growth" in options.only:
+        for size in [s for s in (2_500, 5_000, 10_000, 20_000, 60_000) if s <= (60_000 if options.long else 20_000)]:
+            size = size * options.samples // 10_000
+            copies = "" if size <= n else " (copies with noise)"
+            peers = ["openTSNE"] + ["scikit-learn"] * (size <= 20_000)
+            maps(table, f"growth: {size} points{copies}", points(logits, size), [], peers, 1)
+    labels = ["--labels", str(DATA / "t10k-labels-idx1-ubyte.gz")]
+    if "job" in options.only:
+        table.row("demo job, process start to renamed file",
+                  {"cnnscope": (lambda: ours(options, common + labels), ("whole",), None)})
+    if "layouts" in options.only:
+        table.row("layouts of the demo job, seconds in stages", {
+            f"cnnscope, {ranks} x {threads}": (
+                lambda ranks=ranks, threads=threads: ours(options, common + labels, ranks, threads),
+                ("forward", "affinities_logits", "tsne_logits"), None)
+            for ranks, threads in ((1, 1), (2, 1), (1, 2))})
+    table.write()
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--run-peer"]:
+        run_peer(*sys.argv[2:5])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each layout (3)")
-    parser.add_argument("--peer", action="store_true", help="also scikit-learn's Barnes-Hut t-SNE")
+    parser.add_argument("folder", type=Path, help="where peers are installed and results go")
+    parser.add_argument("--only", default=",".join(ROWS), help="rows, by commas (all)")
+    parser.add_argument("--torch", action="store_true", help="install PyTorch too, and measure it")
+    parser.add_argument("--long", action="store_true", help="60,000 points too")
+    parser.add_argument("--samples", type=int, default=10_000, help="fewer, to try this script")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--binary", type=Path, default=ROOT / "build" / "cnnscope")
-    parser.add_argument("--csv", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    if not options.binary.exists():
-        print(f"bench.py: {options.binary}: no such program; run scripts/setup.sh first", file=sys.stderr)
+    options.only = set(options.only.split(","))
+    if unknown := options.only - set(ROWS):
+        parser.error(f"--only: {', '.join(sorted(unknown))}: unknown; the rows are {', '.join(ROWS)}")
+    if not options.binary.exists() or not options.binary.with_name("bench_kernels").exists():
+        print(f"bench.py: {options.binary.parent}: no program; run scripts/setup.sh first", file=sys.stderr)
         return 1
-    results: dict[tuple[int, int], list[dict[str, float]]] = {layout: [] for layout in LAYOUTS}
-    rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "bench.nc"
-        for _ in range(options.repeat):
-            for layout in LAYOUTS:
-                results[layout].append(run_job(options.binary, output, *layout))
-        with xr.open_dataset(output) as ds:
-            logits = ds.logits.values
-    for (ranks, threads), runs in results.items():
-        rows += show(f"{ranks} rank(s) x {threads} thread(s)", runs)
-    single = statistics.median(r["whole job"] for r in results[1, 1])
-    for layout in LAYOUTS[:2]:
-        print(f"speed-up of {layout[0]} x {layout[1]} over 1 x 1: "
-              f"{single / statistics.median(r['whole job'] for r in results[layout]):.2f}")
-    if options.peer:
-        peer = run_peer(logits)
-        stage = statistics.median(r["affinities_logits"] + r["tsne_logits"] for r in results[1, 2])
-        print(f"\nscikit-learn Barnes-Hut t-SNE: {peer['seconds']:.1f} s, exact KL {peer['kl']:.4f}; "
-              f"this program is {peer['seconds'] / stage:.1f} times as fast")
-        rows.append(["scikit-learn Barnes-Hut", "tsne", peer["seconds"], peer["seconds"], peer["seconds"]])
-        rows.append(["scikit-learn Barnes-Hut", "kl", peer["kl"], peer["kl"], peer["kl"]])
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["what", "figure", "median", "least", "largest"])
-            writer.writerows(rows)
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.torch or {"tsne", "pixels", "growth"} & options.only:
+        install(options)
+    measure(options)
     return 0
 
 

@@ -57,7 +57,6 @@ static void want_feature_map(Pass *pass, int node, int64_t from, int64_t to) {
     output_whole(job->output, id, positions);
     arena_free(scratch);
     Shape s = layer->shape;
-    pass->want_value[node] = true;
     pass->feature_nodes[pass->feature_count] = node;
     pass->features[pass->feature_count++] =
         pass_stream(pass,

@@ -204,6 +204,9 @@ size_t graph_lane_bytes(const Plan *plan); /* device memory a lane needs for lan
  * before stay valid while it does. */
 float *graph_input(const Plan *plan, Lane *lane);
 void graph_forward(const Plan *plan, Lane *lane);
+/* The same for a batch of which graph_value will not be asked for some wanted nodes: unread (nodes). Bringing a value
+ * into C order costs a pass over it. */
+void graph_forward_without(const Plan *plan, Lane *lane, const bool *unread);
 /* seed: device, plain (B, K), NULL when nothing needs a gradient. Valid after graph_forward of the same batch. */
 void graph_backward(const Plan *plan, Lane *lane, const float *seed);
 

@@ -59,6 +59,10 @@ static void pass_memory(Pass *pass) {
     pass->pixels = arena_alloc(pass->arena, (uint64_t)pass->round_samples, pixel_bytes, "pixels of a round");
 
     pass->want_value[graph->logits] = true;
+    for (int i = 0; i < pass->feature_count; i++) {
+        pass->only_mapped[pass->feature_nodes[i]] = !pass->want_value[pass->feature_nodes[i]];
+        pass->want_value[pass->feature_nodes[i]] = true;
+    }
     pass->plan = graph_plan(pass->arena, graph, pass->batch, pass->want_value, pass->want_gradient);
     size_t outputs = (size_t)shape_size(graph->nodes[graph->logits].shape), cells = 1, B = (size_t)pass->batch;
     for (int m = 0; m < pass->method_count; m++) {
@@ -95,6 +99,19 @@ static int64_t sample_at(const Pass *pass, int64_t position) {
     return pass->samples ? pass->samples[position - pass->shard.first] : position;
 }
 
+static bool is_mapped(const Stream *feature, int64_t position, int count) {
+    return position < feature->to && position + count > feature->from;
+}
+
+static void forward_batch(const Pass *pass, Lane *lane, int64_t position, int count) {
+    bool unread[sizeof pass->only_mapped / sizeof *pass->only_mapped];
+    memcpy(unread, pass->only_mapped, sizeof unread);
+    for (int i = 0; i < pass->feature_count; i++)
+        if (is_mapped(pass->features[i], position, count))
+            unread[pass->feature_nodes[i]] = false;
+    graph_forward_without(pass->plan, lane, unread);
+}
+
 static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t position, int count) {
     const Job *job = pass->job;
     const Graph *graph = job->model->graph;
@@ -105,7 +122,7 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
 
     k_input(lane, graph_input(pass->plan, lane), pass->pixels + (size_t)in_round * pixel_bytes, &job->transform, count,
             B);
-    graph_forward(pass->plan, lane);
+    forward_batch(pass, lane, position, count);
     const float *logits = graph_value(pass->plan, lane, graph->logits);
     k_predict(lane, w->prediction, logits, B, outputs);
     if (pass->logits) {
@@ -121,7 +138,7 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
     }
     for (int i = 0; i < pass->feature_count; i++) {
         const Stream *s = pass->features[i];
-        if (position < s->to && position + count > s->from)
+        if (is_mapped(s, position, count))
             lane_download(lane, stream_row(pass, s, round, position),
                           graph_value(pass->plan, lane, pass->feature_nodes[i]), (size_t)count * s->row_bytes);
     }

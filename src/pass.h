@@ -39,7 +39,8 @@ typedef struct {
     int method_count;
     const Layers *layers; /* NULL: no features kept */
 
-    bool want_value[1024], want_gradient[1024]; /* per node */
+    bool want_value[1024], want_gradient[1024]; /* per node; of every batch */
+    bool only_mapped[1024];                     /* per node: its value is wanted for feature maps of some batches only */
     struct LaneWork *work;                      /* per lane */
 } Pass;
 

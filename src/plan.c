@@ -217,6 +217,7 @@ static void assign_forward(Plan *plan) {
             Place *r = &plan->places[node];
             if (p->step.reads_plain && r->plain == NONE)
                 r->plain = new_slot(plan, bytes_of(plan, node, LAYOUT_PLAIN), node);
+            r->plain_read |= p->step.reads_plain;
             keep_until(plan, plan_read_slot(plan, p, k), op->keeps_inputs && p->flows ? backward_time(plan, i) : i);
         }
         scratch = p->step.scratch_bytes > scratch ? p->step.scratch_bytes : scratch;

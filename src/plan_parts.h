@@ -33,6 +33,7 @@ typedef struct {
     int value, plain, saved;      /* slots: value in its own layout; its NCHW copy (same slot if it is NCHW) */
     int gradient, plain_gradient; /* slots; only the ones needed */
     bool value_wanted, gradient_wanted;
+    bool plain_read; /* by a node */
 } Place;
 
 struct Plan {

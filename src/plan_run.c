@@ -14,7 +14,7 @@ float *graph_input(const Plan *plan, Lane *lane) {
 
 enum { FEW = 64 }; /* values read by a node whose pointers lie on the stack */
 
-static void forward_step(const Plan *plan, Lane *lane, int i, const float **in) {
+static void forward_step(const Plan *plan, Lane *lane, int i, const float **in, const bool *unread) {
     const Place *p = &plan->places[i];
     for (int k = 0; k < p->n; k++)
         in[k] = at(plan, lane, plan_read_slot(plan, p, k));
@@ -24,11 +24,15 @@ static void forward_step(const Plan *plan, Lane *lane, int i, const float **in) 
                               .scratch = at(plan, lane, plan->scratch)};
     graph_op(plan->graph->nodes[i].op)->forward(&p->step, lane, &args);
     const Sides s = graph_sides(plan->graph->nodes[i].shape);
-    if (p->plain != NONE && p->plain != p->value)
+    if (p->plain != NONE && p->plain != p->value && (p->plain_read || !unread || !unread[i]))
         k_to_plain(lane, at(plan, lane, p->plain), args.out, p->step.layout, plan->batch, s.C, s.H, s.W);
 }
 
 void graph_forward(const Plan *plan, Lane *lane) {
+    graph_forward_without(plan, lane, NULL);
+}
+
+void graph_forward_without(const Plan *plan, Lane *lane, const bool *unread) {
     const float *few[FEW];
     for (int i = 0; i < plan->graph->count; i++) {
         const Place *p = &plan->places[i];
@@ -37,7 +41,7 @@ void graph_forward(const Plan *plan, Lane *lane) {
         const float **in = p->n <= FEW ? few : malloc((size_t)p->n * sizeof *in);
         if (!in)
             die("memory: not enough for a layer that reads %d values", p->n);
-        forward_step(plan, lane, i, in);
+        forward_step(plan, lane, i, in, unread);
         if (in != few)
             free(in);
     }

@@ -25,6 +25,11 @@ endforeach()
 add_executable(tsne_driver tests/tsne_driver.c)
 target_link_libraries(tsne_driver PRIVATE core)
 
+# Times the cases of test_kernels against what this machine could do; no test.
+add_executable(bench_kernels tests/bench_kernels.c)
+target_compile_options(bench_kernels PRIVATE -O3 -march=native)
+target_link_libraries(bench_kernels PRIVATE core)
+
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(PYTHON AND NOT SANITIZE)

@@ -1,17 +1,12 @@
-/* conv.c: convolutions, by oneDNN's direct kernels, and one of our own for the gradient of an image.
+/* conv.c: convolutions, by oneDNN's direct kernels; the gradient of an image of few channels by our own (conv_few.c).
  *
  * float32 throughout, direct algorithm (Winograd's error is larger). A primitive works on one group of CPU_GROUP
  * samples and is run once per group; primitives and reordered weights are made once and read by all lanes.
- * An input of up to 3 channels is read as plain NCHW; other plain inputs are blocked first, into scratch.
- *
- * The gradient with respect to an image of few channels is not left to oneDNN, which pads the channels to a whole
- * vector (with one channel 15/16 of its work is thrown away): few_backward puts vectors along the other side's channels
- * instead, and is about four times as fast. */
+ * An input of up to 3 channels is read as plain NCHW (of blocked ones oneDNN has but plain loops, a thousand times as
+ * slow), other inputs blocked; what lies otherwise is brought there first, in scratch. */
 #include <string.h>
 
 #include "cpu.h"
-
-enum { FEW_CHANNELS = 3 };
 
 typedef struct {
     dnnl_primitive_t primitive;
@@ -27,7 +22,8 @@ struct KConv {
     Layout pass_layout; /* of the image side, inside the primitives */
     Layout out_layout;  /* of the feature side */
     Pass forward, backward;
-    float *few_weight; /* (blocks of out_channels, kernel_height, kernel_width, in_channels, block), or NULL */
+    int padded_channels; /* of the image side, inside the primitives */
+    Few *few;            /* instead of the pass backward, or NULL */
 };
 
 static void make_passes(KConv *conv, const float *weight, const float *bias, bool backward);
@@ -36,8 +32,6 @@ static void make_pass(Pass *pass, const dnnl_primitive_desc_t desc);
 static dnnl_memory_t in_order(const dnnl_memory_desc_t *order, const dnnl_memory_desc_t *given, const float *values);
 static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool backward, float *image, float *features,
                        void *scratchpad);
-static void few_new(KConv *conv, const float *weight);
-static void few_backward(const KConv *conv, float *din, const float *dout);
 
 static int groups_of(const ConvShape *s) {
     return s->groups > 1 ? s->groups : 1;
@@ -68,6 +62,18 @@ static void convert(Lane *lane, float *to, Layout to_layout, const float *from, 
         k_from_plain(lane, to, to_layout, from, conv->batch, s->in_channels, s->in_height, s->in_width);
 }
 
+/* With zeros for the channels that only fill the last block: oneDNN's fast kernels want whole blocks. */
+static float *padded_weight(const KConv *conv, const float *weight) {
+    const ConvShape *s = &conv->shape;
+    const size_t filter = (size_t)s->in_channels * (size_t)s->kernel_height * (size_t)s->kernel_width;
+    const size_t step = filter / (size_t)s->in_channels * (size_t)conv->padded_channels;
+    float *padded = dev_alloc((size_t)s->out_channels * step * sizeof *padded);
+    memset(padded, 0, (size_t)s->out_channels * step * sizeof *padded);
+    for (int k = 0; k < s->out_channels; k++)
+        memcpy(padded + (size_t)k * step, weight + (size_t)k * filter, filter * sizeof *padded);
+    return padded;
+}
+
 KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, int batch, const float *weight,
                   const float *bias, bool backward) {
     KConv *conv = dev_alloc(sizeof *conv);
@@ -77,18 +83,22 @@ KConv *k_conv_new(Layout *out_layout, Layout in_layout, const ConvShape *shape, 
                     .pass_layout = LAYOUT_BLOCKED,
                     .out_layout = LAYOUT_BLOCKED};
     const bool whole = groups_of(shape) == 1;
-    const bool few = whole && in_layout == LAYOUT_PLAIN && shape->in_channels <= FEW_CHANNELS;
+    const bool few = whole && shape->in_channels <= FEW_CHANNELS;
     const bool near = apart(shape->dilation_height) == 1 && apart(shape->dilation_width) == 1;
-    const bool own = few && near && backward;
+    const bool own = few && near && backward && in_layout == LAYOUT_PLAIN;
     if (few)
         conv->pass_layout = LAYOUT_PLAIN;
     if (own)
-        few_new(conv, weight);
+        conv->few = cpu_few_new(shape, weight);
     if (is_odd(shape))
         conv->pass_layout = conv->out_layout = LAYOUT_PLAIN;
+    conv->padded_channels =
+        whole && !few ? cpu_rounded(shape->in_channels, cpu_width(LAYOUT_BLOCKED)) : shape->in_channels;
+    float *padded = conv->padded_channels > shape->in_channels ? padded_weight(conv, weight) : NULL;
     int threads = cpu_one_thread();
-    make_passes(conv, weight, bias, backward && !own);
+    make_passes(conv, padded ? padded : weight, bias, backward && !own);
     cpu_threads_back(threads);
+    dev_free(padded);
     *out_layout = conv->out_layout;
     return conv;
 }
@@ -102,7 +112,7 @@ void k_conv_free(KConv *conv) {
         dnnl_memory_destroy(passes[i]->weight);
         dnnl_memory_destroy(passes[i]->bias);
     }
-    dev_free(conv->few_weight);
+    cpu_few_free(conv->few);
     dev_free(conv);
 }
 
@@ -130,8 +140,8 @@ void k_conv_forward(Lane *lane, const KConv *conv, float *out, const float *in, 
 }
 
 void k_conv_backward(Lane *lane, const KConv *conv, float *din, const float *dout, void *scratch) {
-    if (conv->few_weight) {
-        few_backward(conv, din, dout);
+    if (conv->few) {
+        cpu_few_backward(conv->few, din, dout, &conv->shape, conv->batch);
         return;
     }
     float *image = conv->in_layout == back_layout(conv) ? din : (float *)((char *)scratch + conv->backward.scratchpad);
@@ -150,7 +160,8 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     const dnnl_dims_t dilation = {apart(s->dilation_height) - 1, apart(s->dilation_width) - 1};
     const dnnl_dims_t grouped = {groups, s->out_channels / groups, s->in_channels / groups, s->kernel_height,
                                  s->kernel_width};
-    const dnnl_dims_t whole = {s->out_channels, s->in_channels, s->kernel_height, s->kernel_width};
+    const int in_channels = conv->padded_channels;
+    const dnnl_dims_t whole = {s->out_channels, in_channels, s->kernel_height, s->kernel_width};
     const dnnl_dim_t *weight_dims = groups > 1 ? grouped : whole;
     const dnnl_dims_t bias_dims = {s->out_channels};
     dnnl_memory_desc_t given_weight, any_weight, bias_desc;
@@ -161,7 +172,7 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
               "a weight's shape");
     cpu_check(dnnl_memory_desc_init_by_tag(&bias_desc, 1, bias_dims, dnnl_f32, dnnl_x), "a bias's shape");
 
-    dnnl_memory_desc_t in = value_desc(conv->pass_layout, s->in_channels, s->in_height, s->in_width);
+    dnnl_memory_desc_t in = value_desc(conv->pass_layout, in_channels, s->in_height, s->in_width);
     dnnl_memory_desc_t out = value_desc(conv->out_layout, s->out_channels, s->out_height, s->out_width);
     dnnl_primitive_attr_t attributes;
     cpu_check(dnnl_primitive_attr_create(&attributes), "dnnl_primitive_attr_create");
@@ -182,7 +193,7 @@ static void make_passes(KConv *conv, const float *weight, const float *bias, boo
     if (bias)
         conv->forward.bias = in_order(&bias_desc, &bias_desc, bias);
     if (backward) {
-        in = value_desc(back_layout(conv), s->in_channels, s->in_height, s->in_width);
+        in = value_desc(back_layout(conv), in_channels, s->in_height, s->in_width);
         cpu_check(dnnl_dilated_convolution_backward_data_desc_init(&operation, dnnl_convolution_direct, &in,
                                                                    &any_weight, &out, strides, dilation, pad_before,
                                                                    pad_after),
@@ -264,99 +275,4 @@ static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool bac
     dnnl_memory_destroy(out);
     dnnl_memory_destroy(in);
     cpu_threads_back(threads);
-}
-
-/* ---- The gradient of an image of few channels -------------------------------------------------------------------
- * din[c][y][x] = sum over k, i, j of weight[k][c][i][j] dout[k][(y + pad_top - i) / stride][(x + pad_left - j) /
- * stride], where these divide and lie inside. Vectors lie along k, a block of channels of dout, and are summed at the
- * end. */
-
-static void few_new(KConv *conv, const float *weight) {
-    const ConvShape *s = &conv->shape;
-    const int width = cpu_width(LAYOUT_BLOCKED), channels = cpu_rounded(s->out_channels, width);
-    const int64_t taps = (int64_t)s->kernel_height * s->kernel_width;
-    float *to = dev_alloc((size_t)channels * (size_t)taps * (size_t)s->in_channels * sizeof(float));
-    conv->few_weight = to;
-    for (int block = 0; block < channels; block += width)
-        for (int64_t tap = 0; tap < taps; tap++)
-            for (int c = 0; c < s->in_channels; c++)
-                for (int k = block; k < block + width; k++)
-                    *to++ = k < s->out_channels ? weight[((int64_t)k * s->in_channels + c) * taps + tap] : 0;
-}
-
-/* The sum of a vector, by halves, each a vector again. */
-static inline __attribute__((always_inline)) float sum_of(const float *vector, int width) {
-    float eight[8], four[4];
-#pragma omp simd
-    for (int l = 0; l < 8; l++)
-        eight[l] = width == 16 ? vector[l] + vector[l + 8] : vector[l];
-#pragma omp simd
-    for (int l = 0; l < 4; l++)
-        four[l] = eight[l] + eight[l + 4];
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-/* The kernel's rows (or columns) i = from, from + stride ... below `to` that reach position `at` of the image. */
-typedef struct {
-    int from, to;
-} Taps;
-
-static inline __attribute__((always_inline)) Taps taps_at(int at, int out_size, int stride, int kernel) {
-    const int first = at - (out_size - 1) * stride;
-    return (Taps){first > 0 ? first : at % stride, at < kernel ? at + 1 : kernel};
-}
-
-/* din (channels, in_height, in_width) += one block of dout (out_height, out_width, width); channels and width are
- * constants at each call, so that the sums stay in registers. */
-static inline __attribute__((always_inline)) void add_block(float *din, const float *dout, const float *weight,
-                                                            const ConvShape *s, int channels, int width) {
-    const int w_step = s->stride_width * channels * width;
-    for (int y = 0; y < s->in_height; y++) {
-        const Taps rows = taps_at(y + s->pad_top, s->out_height, s->stride_height, s->kernel_height);
-        for (int x = 0; x < s->in_width; x++, din++) {
-            const Taps columns = taps_at(x + s->pad_left, s->out_width, s->stride_width, s->kernel_width);
-            float sum[FEW_CHANNELS][CPU_WIDTH_MAX] = {{0}};
-            const int64_t row = (y + s->pad_top - rows.from) / s->stride_height;
-            const int64_t column = (x + s->pad_left - columns.from) / s->stride_width;
-            const float *line = dout + (row * s->out_width + column) * width;
-            for (int i = rows.from; i < rows.to; i += s->stride_height, line -= (int64_t)s->out_width * width) {
-                const float *g = line, *w = weight + (int64_t)(i * s->kernel_width + columns.from) * channels * width;
-                for (int j = columns.from; j < columns.to; j += s->stride_width, g -= width, w += w_step)
-#pragma GCC unroll 3
-                    for (int c = 0; c < channels; c++)
-#pragma omp simd
-                        for (int l = 0; l < width; l++)
-                            sum[c][l] = __builtin_fmaf(w[c * width + l], g[l], sum[c][l]);
-            }
-#pragma GCC unroll 3
-            for (int c = 0; c < channels; c++)
-                din[(int64_t)c * s->in_height * s->in_width] += sum_of(sum[c], width);
-        }
-    }
-}
-
-CPU_CLONES static void add_any_block(float *din, const float *dout, const float *weight, const ConvShape *s,
-                                     int width) {
-    switch (s->in_channels * 100 + width) {
-    case 116: add_block(din, dout, weight, s, 1, 16); break;
-    case 216: add_block(din, dout, weight, s, 2, 16); break;
-    case 316: add_block(din, dout, weight, s, 3, 16); break;
-    case 108: add_block(din, dout, weight, s, 1, 8); break;
-    case 208: add_block(din, dout, weight, s, 2, 8); break;
-    case 308: add_block(din, dout, weight, s, 3, 8); break;
-    }
-}
-
-static void few_backward(const KConv *conv, float *din, const float *dout) {
-    const ConvShape *s = &conv->shape;
-    const int width = cpu_width(LAYOUT_BLOCKED);
-    const int64_t sample = (int64_t)s->in_channels * s->in_height * s->in_width;
-    const int64_t block_size = (int64_t)s->out_height * s->out_width * width;
-    const int64_t weight_step = (int64_t)s->kernel_height * s->kernel_width * s->in_channels * width;
-    memset(din, 0, (size_t)(conv->batch * sample) * sizeof *din);
-    for (int b = 0; b < conv->batch; b++, din += sample) {
-        const float *weight = conv->few_weight;
-        for (int k = 0; k < s->out_channels; k += width, dout += block_size, weight += weight_step)
-            add_any_block(din, dout, weight, s, width);
-    }
 }

@@ -8,7 +8,11 @@
 
 /* Compiles a function once for each level of vectors and chooses when the program starts. Results are the same bits at
  * every level: loops over lanes are elementwise, sums have one order, and multiply-adds that are fused say so. */
+#ifdef __x86_64__
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CPU_CLONES
+#endif
 
 /* Ends the run with one line, through the function given to dev_on_failure. */
 _Noreturn void cpu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -32,5 +36,13 @@ dnnl_stream_t cpu_stream(const Lane *lane);
 int cpu_one_thread(void);
 void cpu_threads_back(int threads);
 void cpu_check(dnnl_status_t status, const char *what); /* fails unless dnnl_success */
+
+/* conv_few.c: din plain (batch, in_channels, in_height, in_width), in_channels <= FEW_CHANNELS, from dout blocked, with
+ * neither groups nor dilation. */
+enum { FEW_CHANNELS = 3 };
+typedef struct Few Few;
+Few *cpu_few_new(const ConvShape *shape, const float *weight);
+void cpu_few_free(Few *few);
+void cpu_few_backward(const Few *few, float *din, const float *dout, const ConvShape *shape, int batch);
 
 #endif

@@ -59,12 +59,23 @@ size_t k_max_pool_saved(const KMaxPool *pool) {
            sizeof(uint16_t);
 }
 
+/* Windows of 2 x 2 that neither meet nor are cut: the most frequent, and loops of constant length. */
+static bool is_quartering(const ConvShape *s) {
+    return s->kernel_height == 2 && s->kernel_width == 2 && s->stride_height == 2 && s->stride_width == 2 &&
+           s->pad_top == 0 && s->pad_left == 0 && apart(s->dilation_height) == 1 && apart(s->dilation_width) == 1 &&
+           2 * s->out_height <= s->in_height && 2 * s->out_width <= s->in_width;
+}
+
+static inline __attribute__((always_inline)) Window quarter_at(int y, int x) {
+    return (Window){2 * y, 2 * x, 2 * y + 2, 2 * x + 2};
+}
+
 /* One block of channels: out (out_height, out_width, width), in (in_height, in_width, width). */
 static inline __attribute__((always_inline)) void pool_block(float *out, uint16_t *saved, const float *in,
-                                                             const ConvShape *s, int width) {
+                                                             const ConvShape *s, bool quartering, int width) {
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, out += width) {
-            const Window w = window_at(s, y, x);
+            const Window w = quartering ? quarter_at(y, x) : window_at(s, y, x);
             float best[CPU_WIDTH_MAX];
             int32_t position[CPU_WIDTH_MAX];
             const float *first = in + ((int64_t)w.top * s->in_width + w.left) * width;
@@ -72,8 +83,10 @@ static inline __attribute__((always_inline)) void pool_block(float *out, uint16_
                 best[c] = first[c];
                 position[c] = 0;
             }
-            for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
-                for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++) {
+            const int down = quartering ? 1 : apart(s->dilation_height),
+                      across = quartering ? 1 : apart(s->dilation_width);
+            for (int i = w.top, here = 0; i < w.bottom; i += down)
+                for (int j = w.left; j < w.right; j += across, here++) {
                     const float *value = in + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
                     for (int c = 0; c < width; c++) {
@@ -92,19 +105,40 @@ static inline __attribute__((always_inline)) void pool_block(float *out, uint16_
 }
 
 static inline __attribute__((always_inline)) void unpool_block(float *din, const float *dout, const uint16_t *saved,
-                                                               const ConvShape *s, int width) {
-    memset(din, 0, (size_t)s->in_height * (size_t)s->in_width * (size_t)width * sizeof *din);
+                                                               const ConvShape *s, bool quartering, int width) {
+    if (!quartering || s->in_height > 2 * s->out_height || s->in_width > 2 * s->out_width)
+        memset(din, 0, (size_t)s->in_height * (size_t)s->in_width * (size_t)width * sizeof *din);
+    const int down = quartering ? 1 : apart(s->dilation_height), across = quartering ? 1 : apart(s->dilation_width);
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, dout += width, saved += width) {
-            const Window w = window_at(s, y, x);
-            for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
-                for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++) {
+            const Window w = quartering ? quarter_at(y, x) : window_at(s, y, x);
+            for (int i = w.top, here = 0; i < w.bottom; i += down)
+                for (int j = w.left; j < w.right; j += across, here++) {
                     float *to = din + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
-                    for (int c = 0; c < width; c++)
-                        to[c] += saved[c] == here ? dout[c] : 0;
+                    for (int c = 0; c < width; c++) {
+                        const float share = saved[c] == here ? dout[c] : 0;
+                        to[c] = quartering ? share : to[c] + share;
+                    }
                 }
         }
+}
+
+/* The constants given here make the loops' bounds constants. */
+static inline __attribute__((always_inline)) void pool_any(float *out, uint16_t *saved, const float *in,
+                                                           const ConvShape *s, bool quartering, int width) {
+    if (quartering)
+        pool_block(out, saved, in, s, true, width);
+    else
+        pool_block(out, saved, in, s, false, width);
+}
+
+static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const uint16_t *saved,
+                                                             const ConvShape *s, bool quartering, int width) {
+    if (quartering)
+        unpool_block(din, dout, saved, s, true, width);
+    else
+        unpool_block(din, dout, saved, s, false, width);
 }
 
 CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in) {
@@ -114,12 +148,13 @@ CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out,
     const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
     const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
     const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    const bool quartering = is_quartering(s);
     for (int64_t block = 0; block < blocks; block++) {
         uint16_t *positions = saved ? (uint16_t *)saved + block * out_step : NULL;
         switch (width) {
-        case 16: pool_block(out + block * out_step, positions, in + block * in_step, s, 16); break;
-        case 8: pool_block(out + block * out_step, positions, in + block * in_step, s, 8); break;
-        default: pool_block(out + block * out_step, positions, in + block * in_step, s, 1);
+        case 16: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 16); break;
+        case 8: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 8); break;
+        default: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 1);
         }
     }
 }
@@ -132,12 +167,13 @@ CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din
     const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
     const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
     const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
+    const bool quartering = is_quartering(s);
     for (int64_t block = 0; block < blocks; block++) {
         const uint16_t *positions = (const uint16_t *)saved + block * out_step;
         switch (width) {
-        case 16: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 16); break;
-        case 8: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 8); break;
-        default: unpool_block(din + block * in_step, dout + block * out_step, positions, s, 1);
+        case 16: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 16); break;
+        case 8: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 8); break;
+        default: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 1);
         }
     }
 }
