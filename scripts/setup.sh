@@ -47,6 +47,7 @@ protoc-c          | has_command protoc-c     | protobuf-c-compiler    | protoc-c
 onnx.proto        | has_onnx_proto           | libonnx-dev            | onnx/onnx.proto of ONNX 1.7 or newer
 ONNX test data    | has_onnx_suite           | libonnx-testdata       | backend test data of ONNX, for the tests
 cmocka            | has_header cmocka.h      | libcmocka-dev          | cmocka 1.1, for the tests
+libFuzzer         | has_fuzzer               | clang libclang-rt-14-dev | clang with libFuzzer, for the tests
 Python            | find_python              | python3 python3-venv   | Python 3.11 or newer with venv and pip (module python)
 CA certificates   | has_certificates         | ca-certificates        | CA certificates for PyPI
 TABLE
@@ -121,6 +122,10 @@ has_onnx_proto() {
         [[ ! -e $prefix/onnx/onnx.proto ]] || return 0
     done
     return 1
+}
+
+has_fuzzer() {
+    clang -fsanitize=fuzzer,address -x c - -o /dev/null <<<'int LLVMFuzzerTestOneInput(void) { return 0; }'
 }
 
 # Only Debian has a package of them; elsewhere that test is skipped.

@@ -152,6 +152,7 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         output_int64(out, id, integers[i].name, integers[i].value);
     bool named = strcmp(o->init, "pca") == 0 || strcmp(o->init, "random") == 0;
+    output_text(out, id, "schedule", o->schedule);
     output_text(out, id, "init", named ? o->init : "file");
     output_rows(out, id, s.first, s.count, rows);
 
@@ -184,6 +185,7 @@ static void map_layer(const Layer *l, const Pca *p) {
                        : *l->x;
     TsneOptions options = {.axes = o->tsne,
                            .perplexity = o->perplexity,
+                           .fast = strcmp(o->schedule, "fast") == 0,
                            .max_iter = o->max_iter,
                            .early_exaggeration = o->early_exaggeration,
                            .exaggeration_iter = o->exaggeration_iter,

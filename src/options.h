@@ -36,7 +36,8 @@ typedef struct {
     const char *tsne_samples_text;
     int64_t tsne_samples; /* -1: all */
     double perplexity;
-    int max_iter;
+    const char *schedule; /* "sklearn" or "fast" */
+    int max_iter;         /* this and exaggeration_iter have defaults of the schedule */
     double early_exaggeration;
     int exaggeration_iter;
     const char *learning_rate_text;

@@ -90,6 +90,7 @@
  *         logits_tsne:n_iter = 1000LL ;
  *         logits_tsne:seed = 0LL ;
  *         logits_tsne:affinity_nonzeros = 13038790LL ;
+ *         logits_tsne:schedule = "sklearn" ;
  *         logits_tsne:init = "pca" ;
  *     double logits_tsne_kl ;
  *         logits_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of logits" ;
@@ -126,6 +127,7 @@
  *         gap_tsne:n_iter = 1000LL ;
  *         gap_tsne:seed = 0LL ;
  *         gap_tsne:affinity_nonzeros = 29322380LL ;
+ *         gap_tsne:schedule = "sklearn" ;
  *         gap_tsne:init = "pca" ;
  *     double gap_tsne_kl ;
  *         gap_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of gap" ;
@@ -156,6 +158,7 @@
  *         :option_pre_pca = "50" ;
  *         :option_tsne_samples = "all" ;
  *         :option_perplexity = "30" ;
+ *         :option_schedule = "sklearn" ;
  *         :option_max_iter = "1000" ;
  *         :option_early_exaggeration = "12" ;
  *         :option_exaggeration_iter = "250" ;

@@ -86,7 +86,10 @@ static void prepare_descent(TsneRun *run, const float *start) {
     run->scratch = dev_alloc(k_tsne_scratch(&run->shape));
 }
 
-/* scikit-learn's schedule and its rule for stopping. Phase 1 judges by the error against the exaggerated P, which grows
+/* scikit-learn's schedule, or a faster one: a short exaggeration, and after it the step that P without its factor allows,
+ * since what P pulls with is that much less (Linderman & Steinerberger 2019, Belkina et al. 2019: rate ~ N / exaggeration);
+ * scikit-learn keeps the small one. Measured on logits and pooled features of MNIST and logits of Fashion-MNIST: 500
+ * iterations end at a lower divergence than 1000 of scikit-learn's. The rule for stopping is scikit-learn's. Phase 1 judges by the error against the exaggerated P, which grows
  * with the error against P: the same decisions. */
 static void descend(TsneRun *run, TsneResult *result) {
     const TsneOptions *o = run->options;
@@ -106,6 +109,8 @@ static void descend(TsneRun *run, TsneResult *result) {
     for (it = 0; it < o->max_iter; it++) {
         if (phase_end >= 0 && (it == phase_end || stopped)) {
             step = (TsneStep){1, 0.8, result->learning_rate};
+            if (o->fast)
+                step = (TsneStep){1, 0.9, result->learning_rate * o->early_exaggeration};
             best = DBL_MAX;
             best_iteration = it;
             patience = PATIENCE;

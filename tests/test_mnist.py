@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
 
-from program import GOLDEN, raw, read, relative_error, relative_errors, values
+from program import GOLDEN, raw, read, relative_error, relative_errors, succeed, values
 
 TOLERANCE = 1e-4
 FLIPS = 1  # images of a set of 100 or fewer
@@ -115,6 +116,31 @@ def test_tsne_is_trustworthy(result):
     assert trustworthiness(result["logits"], result["logits_tsne"]) >= 0.995
     part = slice(None, None, 4)  # 2,500 samples of the other map, for a sixteenth of the time
     assert trustworthiness(result["gap"][part], result["gap_tsne"][part]) >= 0.98
+
+
+@pytest.mark.parametrize("layer", ["logits", "gap"])
+def test_fast_schedule_reaches_the_same_divergence_in_half_the_iterations(result, tmp_path, layer):
+    np.save(tmp_path / "x.npy", result[layer])
+    fast = succeed(tmp_path / "fast.nc", "embed", "--input", tmp_path / "x.npy", "--schedule", "fast", "--pca", 0,
+                   ranks=2, timeout=240)
+    got = values(fast)
+    assert read(fast)[0]["input_tsne"].attributes["n_iter"] <= 500
+    assert got["input_tsne_kl"] <= result[f"{layer}_tsne_kl"]
+    near, kept, before = (nearest(x) for x in (result[layer], got["input_tsne"], result[f"{layer}_tsne"]))
+    assert recall(near, kept) >= recall(near, before) - 0.002
+    part = slice(None, None, 4)
+    scores = [trustworthiness(result[layer][part], y[part]) for y in (got["input_tsne"], result[f"{layer}_tsne"])]
+    assert scores[0] >= scores[1] - 0.001
+
+
+def nearest(x: np.ndarray) -> np.ndarray:
+    """The 10 nearest neighbours of each sample (N, 10)."""
+    return NearestNeighbors(n_neighbors=10).fit(x).kneighbors(return_distance=False)
+
+
+def recall(near: np.ndarray, kept: np.ndarray) -> float:
+    """Share of the neighbours `near` that `kept` has."""
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(near, kept)]))
 
 
 def test_tsne_says_what_it_left_out(demo):

@@ -38,3 +38,24 @@ if(PYTHON AND NOT SANITIZE)
 elseif(NOT SANITIZE)
   message(STATUS "No .venv (scripts/setup.sh makes it): the tests written in Python are left out")
 endif()
+
+# The parsers under libFuzzer (tests/fuzz.c), built by clang in one go, whatever compiles the rest. The kernels, which
+# only lend their names here, are taken as they are.
+find_program(CLANG clang)
+if(CLANG AND ONNX_GENERATED AND NOT SANITIZE)
+  set(FUZZ_SOURCES ${CORE_SOURCES})
+  list(FILTER FUZZ_SOURCES INCLUDE REGEX
+       "/(arena|error|sha256|options|model|graph|plan|pickle|pth|safetensors|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
+  add_custom_command(
+    OUTPUT fuzz
+    COMMAND ${CLANG} -g -O1 -w -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -D_GNU_SOURCE
+            -I${CMAKE_SOURCE_DIR}/src -I${CMAKE_SOURCE_DIR}/kernels -I${ONNX_GENERATED} -I${NETCDF_INCLUDE_DIR}
+            "-I$<JOIN:${MPI_C_INCLUDE_DIRS},;-I>" ${LIBZIP_CFLAGS} ${PROTOBUF_C_CFLAGS}
+            ${CMAKE_SOURCE_DIR}/tests/fuzz.c ${FUZZ_SOURCES} $<TARGET_FILE:kernels> ${NETCDF_LIBRARY}
+            ${LIBZIP_LDFLAGS} ${PROTOBUF_C_LDFLAGS} ${ZLIB_LIBRARIES} ${OPENSSL_CRYPTO_LIBRARY} ${DNNL_LIBRARY}
+            ${OPENBLAS_LIBRARY} ${LAPACKE_LIBRARY} ${OpenMP_gomp_LIBRARY} -lm -o fuzz
+    DEPENDS kernels tests/fuzz.c ${FUZZ_SOURCES} COMMAND_EXPAND_LISTS VERBATIM)
+  add_custom_target(fuzzers ALL DEPENDS fuzz)
+  add_test(NAME fuzz COMMAND scripts/fuzz.sh 0.01 WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(fuzz PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 300)
+endif()

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Sound small files for scripts/fuzz.sh to damage: fuzz_seeds.py CORPUS CNNSCOPE; CORPUS has one folder per parser."""
+
+import gzip
+import io
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+corpus, program = Path(sys.argv[1]), sys.argv[2]
+tests = Path(__file__).parent
+values = np.arange(24).reshape(2, 3, 4)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(save) -> bytes:
+    file = io.BytesIO()
+    save(file, x=values.astype(np.float32), y=values[:, 0, 0])
+    return file.getvalue()
+
+
+def onnx(path: Path) -> bytes:
+    """The file, and behind it the size of its images."""
+    layers = subprocess.run([program, "inspect", "--model", path], capture_output=True, text=True, check=True).stdout
+    size = re.search(r"Input +\((\d+), (\d+), (\d+)\)", layers)
+    return path.read_bytes() + bytes(int(n) - 1 for n in size.groups())
+
+
+idx = struct.pack(">HBB3I", 0, 8, 3, 2, 3, 4) + bytes(range(24))
+seeds = {
+    "pth": [path.read_bytes() for path in sorted(tests.glob("*/**/*.pt*")) if path.stat().st_size < 40000],
+    "onnx": [onnx(path) for path in sorted(tests.glob("golden/onnx/*.onnx"))],
+    "dataset": [idx, gzip.compress(idx), struct.pack(">HBBI", 0, 13, 1, 2) + struct.pack(">2f", 1, 2),
+                *(npy(values.astype(t)) for t in ("u1", "<i8", ">i4", "f2", "<f4", ">f8", "?"))],
+    "keyed": [npz(np.savez), npz(np.savez_compressed), b"path,x\na,1\nb,2\n", b'"a b",x\r\n"c,""d",-3\r\n'],
+    "names": [b"zero\none\ntwo\n", "null\r\neins\r\nzw\u00f6lf".encode()],
+    "options": [b"embed\n--input\nx\n--output\ny\n--tsne\n3\n--init\nrandom", b"inspect\n--model\nm",
+                b"--model\nm\n--images\nx:y\n--output\ny\n--mean\n1,2,3\n--samples\n3:5\n--schedule\nfast\n--pca\n7"],
+}
+for target, files in seeds.items():
+    for i, data in enumerate(files):
+        (corpus / target / f"seed{i}").write_bytes(data)
