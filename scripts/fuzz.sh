@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 hours=${1:?usage: scripts/fuzz.sh HOURS}
 build=${CNNSCOPE_BUILD:-build} # set by ctest
-targets=(pth onnx dataset keyed names options)
+targets=(pth safetensors onnx dataset keyed names options)
 corpus=$build/fuzz-corpus
 seconds=$(awk -v hours="$hours" -v n=${#targets[@]} 'BEGIN { s = int(hours * 3600 / n); print s < 1 ? 1 : s }')
 
@@ -26,6 +26,6 @@ for target in "${targets[@]}"; do
         tail -n 30 "$log"
     fi
     awk -v target="$target" '/^Done/ { runs = $2 } /cov:/ { for (i = 1; i < NF; i++) if ($i == "cov:") cov = $(i + 1) }
-        END { printf "%-8s %d inputs, %d places reached\n", target, runs, cov }' "$log"
+        END { printf "%-11s %d inputs, %d places reached\n", target, runs, cov }' "$log"
 done
 exit $failed

@@ -1,6 +1,6 @@
 /* fuzz.c: libFuzzer on everything that reads bytes from outside. One program, one parser a run:
  *
- *     FUZZ=pth|onnx|dataset|keyed|names|options build/fuzz [libFuzzer's options] CORPUS
+ *     FUZZ=pth|safetensors|onnx|dataset|keyed|names|options build/fuzz [libFuzzer's options] CORPUS
  *
  * A parser may refuse (die, caught here) or read; it may not touch memory that is not its own, overflow, hang, ask for
  * memory the input cannot fill, or leave a message of several lines. What it reads is used: each value is looked at. */
@@ -19,6 +19,7 @@
 #include "onnx.h"
 #include "options.h"
 #include "pth.h"
+#include "state.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 int LLVMFuzzerInitialize(int *count, char ***arguments);
@@ -43,12 +44,19 @@ static const char *as_file(const uint8_t *bytes, size_t size) {
     return path;
 }
 
-static void run_pth(Arena *arena, const uint8_t *bytes, size_t size) {
-    const StateDict *state = pth_read(arena, bytes, size, "fuzz");
+static void look_at_tensors(const StateDict *state) {
     for (int i = 0; i < state->count; i++) {
         look_at(state->tensors[i].name, strlen(state->tensors[i].name));
         look_at(state->tensors[i].data, (size_t)state->tensors[i].size * dtype_bytes(state->tensors[i].dtype));
     }
+}
+
+static void run_pth(Arena *arena, const uint8_t *bytes, size_t size) {
+    look_at_tensors(pth_read(arena, bytes, size, "fuzz"));
+}
+
+static void run_safetensors(Arena *arena, const uint8_t *bytes, size_t size) {
+    look_at_tensors(safetensors_read(arena, bytes, size, "fuzz"));
 }
 
 /* The last three bytes are the size of the images. */
@@ -110,8 +118,10 @@ static void run_options(Arena *arena, const uint8_t *bytes, size_t size) {
 static const struct {
     const char *name;
     void (*run)(Arena *arena, const uint8_t *bytes, size_t size);
-} targets[] = {{"pth", run_pth},     {"onnx", run_onnx},   {"dataset", run_dataset},
-               {"keyed", run_keyed}, {"names", run_names}, {"options", run_options}};
+} targets[] = {{"pth", run_pth},        {"safetensors", run_safetensors},
+               {"onnx", run_onnx},      {"dataset", run_dataset},
+               {"keyed", run_keyed},    {"names", run_names},
+               {"options", run_options}};
 static void (*target)(Arena *arena, const uint8_t *bytes, size_t size);
 
 int LLVMFuzzerInitialize(int *count, char ***arguments) {

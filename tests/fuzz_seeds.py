@@ -38,6 +38,7 @@ def onnx(path: Path) -> bytes:
 idx = struct.pack(">HBB3I", 0, 8, 3, 2, 3, 4) + bytes(range(24))
 seeds = {
     "pth": [path.read_bytes() for path in sorted(tests.glob("*/**/*.pt*")) if path.stat().st_size < 40000],
+    "safetensors": [path.read_bytes() for path in sorted(tests.glob("golden/safetensors/*"))],
     "onnx": [onnx(path) for path in sorted(tests.glob("golden/onnx/*.onnx"))],
     "dataset": [idx, gzip.compress(idx), struct.pack(">HBBI", 0, 13, 1, 2) + struct.pack(">2f", 1, 2),
                 *(npy(values.astype(t)) for t in ("u1", "<i8", ">i4", "f2", "<f4", ">f8", "?"))],

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "graph.h"
+#include "ref.h"
 
 enum { BATCH = 33 };
 

@@ -28,7 +28,7 @@ target_link_libraries(tsne_driver PRIVATE core)
 # Times the cases of test_kernels against what this machine could do; no test.
 add_executable(bench_kernels tests/bench_kernels.c)
 target_compile_options(bench_kernels PRIVATE -O3 -march=native)
-target_link_libraries(bench_kernels PRIVATE core)
+target_link_libraries(bench_kernels PRIVATE core ref)
 
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
@@ -45,10 +45,10 @@ find_program(CLANG clang)
 if(CLANG AND ONNX_GENERATED AND NOT SANITIZE)
   set(FUZZ_SOURCES ${CORE_SOURCES})
   list(FILTER FUZZ_SOURCES INCLUDE REGEX
-       "/(arena|error|sha256|options|model|graph|plan|pickle|pth|safetensors|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
+       "/(arena|error|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
   add_custom_command(
     OUTPUT fuzz
-    COMMAND ${CLANG} -g -O1 -w -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -D_GNU_SOURCE
+    COMMAND ${CLANG} -g -O1 -w -Werror=implicit-function-declaration -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -D_GNU_SOURCE
             -I${CMAKE_SOURCE_DIR}/src -I${CMAKE_SOURCE_DIR}/kernels -I${ONNX_GENERATED} -I${NETCDF_INCLUDE_DIR}
             "-I$<JOIN:${MPI_C_INCLUDE_DIRS},;-I>" ${LIBZIP_CFLAGS} ${PROTOBUF_C_CFLAGS}
             ${CMAKE_SOURCE_DIR}/tests/fuzz.c ${FUZZ_SOURCES} $<TARGET_FILE:kernels> ${NETCDF_LIBRARY}
