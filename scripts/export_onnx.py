@@ -153,7 +153,7 @@ def export(model: torch.nn.Module, example: torch.Tensor, path: Path, options: a
         common |= {"dynamo": True, "optimize": False, "external_data": False, "opset_version": options.opset or 18,
                    "dynamic_shapes": ({0: torch.export.Dim("batch")},) if free else None}
     try:
-        with warnings.catch_warnings(), silence():
+        with warnings.catch_warnings(), silence(), global_average_as_mean():
             warnings.simplefilter("ignore")
             torch.onnx.export(model, (example,), str(path), **common)
     except Exception as error:  # noqa: BLE001: the exporters raise many kinds
@@ -164,6 +164,23 @@ def export(model: torch.nn.Module, example: torch.Tensor, path: Path, options: a
     own_names(path)
     if options.exporter == "dynamo":
         fold_shapes(path, set(model.state_dict()))
+
+
+@contextlib.contextmanager
+def global_average_as_mean() -> Iterator[None]:
+    """What it is; where channels come last (ConvNeXt) the dynamo exporter would add as_strided, which becomes a Gather
+    over the whole batch."""
+    pool = torch.nn.functional.adaptive_avg_pool2d
+
+    def mean(images: torch.Tensor, output_size: int | tuple[int, int]) -> torch.Tensor:
+        one = images.dim() == 4 and output_size in (1, (1, 1)) and torch.compiler.is_exporting()
+        return images.mean((-2, -1), keepdim=True) if one else pool(images, output_size)
+
+    torch.nn.functional.adaptive_avg_pool2d = mean
+    try:
+        yield
+    finally:
+        torch.nn.functional.adaptive_avg_pool2d = pool
 
 
 @contextlib.contextmanager

@@ -25,6 +25,15 @@ def twins():  # equal tensors, which the script exporter stores once
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
+class Last(nn.Module):  # channels come last where it takes its average, as in ConvNeXt
+    def __init__(self):
+        super().__init__()
+        self.norm, self.pool, self.fc = nn.LayerNorm(2), nn.AdaptiveAvgPool2d(1), nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.fc(self.pool(x).flatten(1))
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
@@ -91,6 +100,16 @@ def test_equal_tensors_keep_their_own_names(tmp_path, exporter):
     assert {f"{n}.{part}" for n in (0, 1, 3, 4, 7) for part in ("weight", "bias")} <= kept
     assert {f"{n}.running_{part}" for n in (1, 4) for part in ("mean", "var")} <= kept
     assert {node.op_type for node in graph.node} & {"Identity", "Expand", "CastLike"} == set()
+
+
+@needs_torch
+@pytest.mark.parametrize("exporter", ["script", "dynamo"])
+def test_channels_last_stay_images_of_their_own(tmp_path, exporter):
+    (tmp_path / "mine.py").write_text(MODELS)
+    export("mine:Last", "--input", "2,9,8", "-o", "a.onnx", "--exporter", exporter, folder=tmp_path)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((3, 2, 9, 8), dtype=np.float32))
+    succeed(tmp_path / "a.nc", "--model", tmp_path / "a.onnx", "--images", tmp_path / "images.npy", "--tsne", 0,
+            "--pca", 0, "--filters", "none", "--feature-maps", "none")
 
 
 @needs_torch
