@@ -15,7 +15,7 @@ mpirun --quiet -n 2 build/cnnscope \
     --model tests/data/model.pth \
     --images tests/data/t10k-images-idx3-ubyte.gz --labels tests/data/t10k-labels-idx1-ubyte.gz \
     --output demo/mnist.nc --overwrite \
-    --attribution saliency,gradcam:conv2 --embed logits,gap
+    --attribution saliency,gradcam:conv2
 ran=$SECONDS
 
 .venv/bin/python scripts/plot.py demo/mnist.nc

@@ -26,10 +26,6 @@
  *     logits_pc = 2 ;
  *     logits_axis = 2 ;
  *     logits_tsne_check = 20 ;
- *     gap_unit = 32 ;
- *     gap_pc = 2 ;
- *     gap_axis = 2 ;
- *     gap_tsne_check = 20 ;
  * variables:
  *     int64 sample(sample) ;
  *         sample:long_name = "position of the sample in the input file" ;
@@ -98,43 +94,6 @@
  *         logits_tsne_check:long_name = "iterations of t-SNE of logits at which its divergence was taken" ;
  *     double logits_tsne_kl_history(logits_tsne_check) ;
  *         logits_tsne_kl_history:long_name = "Kullback-Leibler divergence of logits before the update" ;
- *     float gap(sample, gap_unit) ;
- *         gap:long_name = "features of gap" ;
- *         gap:coordinates = "label prediction" ;
- *     float gap_pca(sample, gap_pc) ;
- *         gap_pca:long_name = "principal component scores of gap" ;
- *         gap_pca:coordinates = "label prediction" ;
- *     double gap_pca_components(gap_pc, gap_unit) ;
- *         gap_pca_components:long_name = "principal axes of gap" ;
- *     double gap_pca_center(gap_unit) ;
- *         gap_pca_center:long_name = "mean features of gap" ;
- *     double gap_pca_explained_variance(gap_pc) ;
- *         gap_pca_explained_variance:long_name = "variance of gap along each component" ;
- *     double gap_pca_explained_variance_ratio(gap_pc) ;
- *         gap_pca_explained_variance_ratio:long_name = "share of the total variance of gap along each component" ;
- *     float gap_tsne(sample, gap_axis) ;
- *         gap_tsne:long_name = "exact t-SNE map of gap" ;
- *         gap_tsne:coordinates = "label prediction" ;
- *         gap_tsne:perplexity = 30. ;
- *         gap_tsne:early_exaggeration = 12. ;
- *         gap_tsne:learning_rate = 208.333333333333 ;
- *         gap_tsne:affinity_dropped_mass = 2.55692367276353e-09 ;
- *         gap_tsne:affinity_sum = 1.00000002005697 ;
- *         gap_tsne:samples_mapped = 10000LL ;
- *         gap_tsne:pre_pca = 0LL ;
- *         gap_tsne:max_iter = 1000LL ;
- *         gap_tsne:exaggeration_iter = 250LL ;
- *         gap_tsne:n_iter = 1000LL ;
- *         gap_tsne:seed = 0LL ;
- *         gap_tsne:affinity_nonzeros = 29322380LL ;
- *         gap_tsne:schedule = "sklearn" ;
- *         gap_tsne:init = "pca" ;
- *     double gap_tsne_kl ;
- *         gap_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of gap" ;
- *     int gap_tsne_check(gap_tsne_check) ;
- *         gap_tsne_check:long_name = "iterations of t-SNE of gap at which its divergence was taken" ;
- *     double gap_tsne_kl_history(gap_tsne_check) ;
- *         gap_tsne_kl_history:long_name = "Kullback-Leibler divergence of gap before the update" ;
  *
  * // global attributes:
  *         :title = "What a trained network computes for a test set" ;
@@ -152,7 +111,7 @@
  *         :option_std = "1" ;
  *         :option_samples = "all" ;
  *         :option_logits_node = "default" ;
- *         :option_embed = "logits,gap" ;
+ *         :option_embed = "logits" ;
  *         :option_pca = "2" ;
  *         :option_tsne = "2" ;
  *         :option_pre_pca = "50" ;

@@ -10,15 +10,25 @@ import pytest
 
 from program import IMAGES, LABELS, MODEL, ROOT, succeed
 
-DEMO = ("--attribution", "saliency,gradcam:conv2", "--embed", "logits,gap")
+DEMO = ("--attribution", "saliency,gradcam:conv2")
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the demo's job (scripts/demo.sh), on the whole test set."""
+    return whole_set(tmp_path_factory, *DEMO)
+
+
+@pytest.fixture(scope="session")
+def gap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the pooled features in place of the logits."""
+    return whole_set(tmp_path_factory, "--attribution", "none", "--embed", "gap")
+
+
+def whole_set(tmp_path_factory: pytest.TempPathFactory, *options: str) -> Path:
     files = [p.relative_to(ROOT) for p in (MODEL, IMAGES, LABELS)]
-    return succeed(tmp_path_factory.mktemp("demo") / "mnist.nc", "--model", files[0], "--images", files[1], "--labels",
-                   files[2], *DEMO, ranks=2, timeout=240)
+    return succeed(tmp_path_factory.mktemp("whole") / "mnist.nc", "--model", files[0], "--images", files[1], "--labels",
+                   files[2], *options, ranks=2, timeout=240)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ FLIPS = 1  # images of a set of 100 or fewer
 
 
 @pytest.fixture(scope="module")
-def result(demo: Path) -> dict[str, np.ndarray]:
-    return values(demo)
+def result(demo: Path, gap: Path) -> dict[str, np.ndarray]:
+    return values(gap) | values(demo)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_coordinates_in_xarray(demo):
         assert {"sample", "label", "prediction"} <= set(data.coords)
         assert {"sample", "label", "prediction"} <= set(data["logits"].coords)
         assert {"label", "prediction"} <= set(data["saliency"].coords) & set(data["logits_tsne"].coords)
-        assert {"logits", "gap", "saliency", "gradcam", "logits_tsne", "image"} <= set(data.data_vars)
+        assert {"logits", "saliency", "gradcam", "logits_tsne", "image"} <= set(data.data_vars)
         assert data["label"].dtype == np.int32 and data["prediction"].dtype == np.int32
         accuracy = float((data.label == data.prediction).mean())
         assert accuracy == 0.9792
@@ -70,7 +70,7 @@ def test_global_attributes(demo):
     assert attributes["status"] == "complete" and attributes["sample_count"] == 10000
     assert attributes["title"] and attributes["version"] and attributes["history"]
     assert attributes["Conventions"] == "CF-1.11, ACDD-1.3"
-    assert attributes["option_embed"] == "logits,gap" and float(attributes["option_perplexity"]) == 30
+    assert attributes["option_embed"] == "logits" and float(attributes["option_perplexity"]) == 30
     assert attributes["run_ranks"] == 2
     paths = [a for a, v in attributes.items() if "ubyte" in str(v) and not a.startswith("run_") and a != "history"]
     assert paths == []
