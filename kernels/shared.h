@@ -8,8 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#ifdef __cplusplus /* a .cu file, by nvcc or by the compiler of the host executor */
-#include <cuda_runtime.h>
+#ifdef __cplusplus /* a .cu file: nvcc and the host executor put CUDA's words in front of it */
 extern "C" {
 #include "kernels.h"
 }

@@ -37,7 +37,8 @@ struct Class {
 /* Both directions: `from` is the side that is read. Pixel (i, j) of a class is at row i * from_step + from_start there. */
 struct PassShape {
     int batch, groups;
-    int from_channels, from_height, from_width, from_row_step, from_column_step, from_top, from_left; /* channels: group */
+    int from_channels, from_height, from_width, from_row_step, from_column_step, from_top,
+        from_left; /* channels: group */
     int to_channels, to_height, to_width, to_row_step, to_column_step;
     int padded_channels; /* to_channels in whole tiles */
 };
@@ -239,8 +240,8 @@ static __global__ void __launch_bounds__(TILE_THREADS, 3)
     if (n < all) {
         rows.y = (int)(p / (uint32_t)c.width) * s.from_row_step + s.from_top;
         rows.x = (int)(p % (uint32_t)c.width) * s.from_column_step + s.from_left;
-        rows.place += ((int64_t)b * s.groups + group) * s.from_channels * from_plane +
-                      (int64_t)rows.y * s.from_width + rows.x;
+        rows.place +=
+            ((int64_t)b * s.groups + group) * s.from_channels * from_plane + (int64_t)rows.y * s.from_width + rows.x;
     }
     const Weights columns = {weight + c.weights + (int64_t)group * s.padded_channels + first_column,
                              (int64_t)s.groups * s.padded_channels};
@@ -276,8 +277,8 @@ static __global__ void __launch_bounds__(TILE_THREADS, 3)
 
 static void run_pass(Lane *lane, const Pass *pass, float *to, const float *from, const float *bias) {
     const PassShape *s = &pass->shape;
-    const dim3 grid(gpu_blocks(pass->most_pixels, TILE_ROWS), (unsigned)(s->padded_channels / pass->columns * s->groups),
-                    (unsigned)pass->classes);
+    const dim3 grid(gpu_blocks(pass->most_pixels, TILE_ROWS),
+                    (unsigned)(s->padded_channels / pass->columns * s->groups), (unsigned)pass->classes);
     switch (pass->columns) {
     case 16:
         gpu_launch(conv_tile<16>, grid, TILE_THREADS, 0, lane->stream, to, from, pass->weight, bias, pass->taps,
@@ -311,7 +312,8 @@ static void add_class(Draft *draft, Pass *pass, const ConvShape *s, const float 
                       int column) {
     const PassShape *p = &pass->shape;
     const int down = apart(s->dilation_height), across = apart(s->dilation_width);
-    const int64_t from_plane = (int64_t)p->from_height * p->from_width, cells = (int64_t)s->kernel_height * s->kernel_width;
+    const int64_t from_plane = (int64_t)p->from_height * p->from_width,
+                  cells = (int64_t)s->kernel_height * s->kernel_width;
     const int in_channels = s->in_channels / p->groups;
     Class *c = &draft->list[pass->classes++];
     c->taps = draft->tap_count;
@@ -380,15 +382,16 @@ static void make_pass(Pass *pass, const ConvShape *s, int batch, const float *we
     pass->most_pixels = (int64_t)((p->to_height + p->to_row_step - 1) / p->to_row_step) *
                         ((p->to_width + p->to_column_step - 1) / p->to_column_step) * batch;
     if (pass->most_pixels > INT32_MAX || classes > 65535 || tiles > 65535)
-        gpu_fail("convolution: %lld pixels a batch, %lld channel tiles, stride %d x %d are more than a GPU kernel takes: "
-                 "use a smaller --batch",
-                 (long long)pass->most_pixels, (long long)tiles, s->stride_height, s->stride_width);
-    const size_t taps = (size_t)p->from_channels * (size_t)s->kernel_height * (size_t)s->kernel_width +
-                        (size_t)classes * TILE_DEPTH;
-    Draft draft = {static_cast<Tap *>(gpu_new_host(taps * sizeof(Tap))),
-                   static_cast<Class *>(gpu_new_host((size_t)classes * sizeof(Class))),
-                   static_cast<float *>(gpu_new_host(taps * (size_t)groups * (size_t)p->padded_channels * sizeof(float))),
-                   0, 0};
+        gpu_fail(
+            "convolution: %lld pixels a batch, %lld channel tiles, stride %d x %d are more than a GPU kernel takes: "
+            "use a smaller --batch",
+            (long long)pass->most_pixels, (long long)tiles, s->stride_height, s->stride_width);
+    const size_t taps =
+        (size_t)p->from_channels * (size_t)s->kernel_height * (size_t)s->kernel_width + (size_t)classes * TILE_DEPTH;
+    Draft draft = {
+        static_cast<Tap *>(gpu_new_host(taps * sizeof(Tap))),
+        static_cast<Class *>(gpu_new_host((size_t)classes * sizeof(Class))),
+        static_cast<float *>(gpu_new_host(taps * (size_t)groups * (size_t)p->padded_channels * sizeof(float))), 0, 0};
     for (int row = 0; row < rows; row++)
         for (int column = 0; column < columns; column++)
             add_class(&draft, pass, s, weight, backward, row, column);

@@ -13,7 +13,12 @@
 
 #include "gpu.h"
 
-enum { TILE_THREADS = 128, TILE_ROWS = 128, TILE_DEPTH = 8, TILE_MINE = 8 /* rows, and eighths of columns, of a thread */ };
+enum {
+    TILE_THREADS = 128,
+    TILE_ROWS = 128,
+    TILE_DEPTH = 8,
+    TILE_MINE = 8 /* rows, and eighths of columns, of a thread */
+};
 
 template <class Value, int COLS> struct TileMemory {
     alignas(16) Value rows[2][TILE_DEPTH][TILE_ROWS];
