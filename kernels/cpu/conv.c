@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 enum { FEW_CHANNELS = 3 };
 
@@ -41,10 +42,6 @@ static void few_backward(const KConv *conv, float *din, const float *dout);
 
 static int groups_of(const ConvShape *s) {
     return s->groups > 1 ? s->groups : 1;
-}
-
-static int apart(int dilation) {
-    return dilation > 1 ? dilation : 1;
 }
 
 /* Groups of several channels that fill no block: oneDNN has no blocked kernel for them, but a product of matrices on

@@ -4,10 +4,10 @@
  * walked by steps: an operand that is broadcast has step 0 on that axis, and axes that lie behind one another in all
  * three arrays are walked as one, so that the usual cases (equal shapes; one number a channel) have long inner loops.
  * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
-#include <math.h>
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -24,77 +24,6 @@ static void zero_padding(float *value, Layout layout, int B, int C, int64_t pixe
 }
 
 /* ---- One operand ------------------------------------------------------------------------------------------------ */
-
-static const float ROOT_HALF = 0.70710678f, ROOT_2_OVER_PI = 0.79788456f, DENSITY = 0.39894228f, CUBE = 0.044715f;
-
-ALWAYS_INLINE float sigmoid(float x) {
-    return 1 / (1 + expf(-x));
-}
-
-ALWAYS_INLINE float value_of(KFunction f, const KUnary *u, float x) {
-    switch (f) {
-    case K_CLIP: return x < u->low ? u->low : x > u->high ? u->high : x;
-    case K_LEAKY_RELU: return x > 0 ? x : x * u->alpha;
-    case K_ELU: return x > 0 ? x : u->alpha * expm1f(x);
-    case K_SELU: return u->beta * (x > 0 ? x : u->alpha * expm1f(x));
-    case K_SIGMOID: return sigmoid(x);
-    case K_HARD_SIGMOID: {
-        const float y = u->alpha * x + u->beta;
-        return y < 0 ? 0 : y > 1 ? 1 : y;
-    }
-    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? x : x * (x + 3) / 6;
-    case K_TANH: return tanhf(x);
-    case K_SOFTPLUS: return x > 20 ? x : log1pf(expf(x));
-    case K_GELU: return 0.5f * x * (1 + erff(x * ROOT_HALF));
-    case K_GELU_TANH: return 0.5f * x * (1 + tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x)));
-    case K_ERF: return erff(x);
-    case K_SQRT: return sqrtf(x);
-    case K_EXP: return expf(x);
-    case K_LOG: return logf(x);
-    case K_NEG: return -x;
-    case K_ABS: return fabsf(x);
-    case K_RECIPROCAL: return 1 / x;
-    case K_POW: return powf(x, u->alpha);
-    }
-    return x;
-}
-
-ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
-    switch (f) {
-    case K_CLIP: return x > u->low && x < u->high ? 1 : 0; /* as PyTorch's relu6 and hardtanh at the bounds */
-    case K_LEAKY_RELU: return x > 0 ? 1 : u->alpha;
-    case K_ELU: return x > 0 ? 1 : u->alpha * expf(x);
-    case K_SELU: return u->beta * (x > 0 ? 1 : u->alpha * expf(x));
-    case K_SIGMOID: {
-        const float y = sigmoid(x);
-        return y * (1 - y);
-    }
-    case K_HARD_SIGMOID: {
-        const float y = u->alpha * x + u->beta;
-        return y > 0 && y < 1 ? u->alpha : 0;
-    }
-    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5f;
-    case K_TANH: {
-        const float y = tanhf(x);
-        return 1 - y * y;
-    }
-    case K_SOFTPLUS: return sigmoid(x);
-    case K_GELU: return 0.5f * (1 + erff(x * ROOT_HALF)) + x * DENSITY * expf(-0.5f * x * x);
-    case K_GELU_TANH: {
-        const float t = tanhf(ROOT_2_OVER_PI * (x + CUBE * x * x * x));
-        return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x);
-    }
-    case K_ERF: return 2 * ROOT_HALF * ROOT_2_OVER_PI * expf(-x * x);
-    case K_SQRT: return 0.5f / sqrtf(x);
-    case K_EXP: return expf(x);
-    case K_LOG: return 1 / x;
-    case K_NEG: return -1;
-    case K_ABS: return x > 0 ? 1 : x < 0 ? -1 : 0;
-    case K_RECIPROCAL: return -1 / (x * x);
-    case K_POW: return u->alpha * powf(x, u->alpha - 1);
-    }
-    return 1;
-}
 
 #define EACH_FUNCTION(DO)                                                                                              \
     DO(K_CLIP)                                                                                                         \
