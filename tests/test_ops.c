@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "error.h"
 #include "ref.h"
 
@@ -423,6 +424,15 @@ static double exact(KFunction f, double x) {
     }
 }
 
+/* out = f(in), of values of the host. */
+static void apply(Lane *lane, float *out, const float *in, const KUnary *unary, int count) {
+    const size_t bytes = (size_t)count * sizeof(float);
+    float *device_in = device_new(in, bytes), *device_out = device_new(NULL, bytes);
+    k_unary_forward(lane, device_out, device_in, LAYOUT_PLAIN, unary, 1, count, 1, 1);
+    device_take(lane, out, device_out, bytes);
+    dev_free(device_in);
+}
+
 /* In units of the last place, over normal numbers; the bits of a value alone, at each place of a row, and as NaN. */
 static void test_functions(void **state) {
     (void)state;
@@ -441,7 +451,7 @@ static void test_functions(void **state) {
         for (int i = 0; i < COUNT; i++)
             x[i] = (float)(i % 2 ? table[t].least + (table[t].most - table[t].least) * i / COUNT
                                  : (i % 4 ? 1 : -1) * exp2(-20 + 21.0 * i / COUNT));
-        k_unary_forward(lane, y, x, LAYOUT_PLAIN, &unary, 1, COUNT, 1, 1);
+        apply(lane, y, x, &unary, COUNT);
         for (int i = 0; i < COUNT; i++) {
             const double z = exact(table[t].f, (double)x[i]);
             if (fabs(z) < FLT_MIN || (double)x[i] < table[t].least)
@@ -453,11 +463,11 @@ static void test_functions(void **state) {
         if (!(worst <= table[t].ulp))
             fail_msg("function %d: %g ulp at %.9g", (int)table[t].f, worst, at);
         for (int count = 1; count <= ROW; count++) {
-            k_unary_forward(lane, one, x + 77, LAYOUT_PLAIN, &unary, 1, count, 1, 1);
+            apply(lane, one, x + 77, &unary, count);
             assert_memory_equal(one, y + 77, (size_t)count * sizeof(float));
         }
         const float odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 1e30f, -1e30f};
-        k_unary_forward(lane, one, odd, LAYOUT_PLAIN, &unary, 1, 6, 1, 1);
+        apply(lane, one, odd, &unary, 6);
         assert_true(isnan(one[0]));
         for (int i = 1; i < 6; i++) {
             const double z = exact(table[t].f, (double)odd[i]);
@@ -474,7 +484,13 @@ static void test_clip_at_its_bounds(void **state) {
     const float x[] = {-1, 0, 1, 6, 7}, ones[] = {1, 1, 1, 1, 1}, expected[] = {0, 0, 1, 0, 0};
     float slope[5];
     const KUnary unary = {.function = K_CLIP, .low = 0, .high = 6};
-    k_unary_backward(NULL, slope, ones, x, LAYOUT_PLAIN, &unary, 1, 5, 1, 1);
+    Lane *lane = lane_new(64);
+    float *device_x = device_new(x, sizeof x), *device_ones = device_new(ones, sizeof ones);
+    float *device_slope = device_new(NULL, sizeof slope);
+    k_unary_backward(lane, device_slope, device_ones, device_x, LAYOUT_PLAIN, &unary, 1, 5, 1, 1);
+    device_take(lane, slope, device_slope, sizeof slope);
+    dev_free(device_x), dev_free(device_ones);
+    lane_free(lane);
     assert_memory_equal(slope, expected, sizeof expected);
 }
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 typedef struct {
     dnnl_primitive_t primitive;
@@ -35,10 +36,6 @@ static void run_groups(Lane *lane, const KConv *conv, const Pass *pass, bool bac
 
 static int groups_of(const ConvShape *s) {
     return s->groups > 1 ? s->groups : 1;
-}
-
-static int apart(int dilation) {
-    return dilation > 1 ? dilation : 1;
 }
 
 /* Groups of several channels that fill no block: oneDNN has no blocked kernel for them, but a product of matrices on

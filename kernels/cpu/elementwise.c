@@ -5,7 +5,6 @@
  * and axes that lie behind one another in all three arrays are walked as one, so that the usual cases (equal shapes; one
  * number a channel) have long inner loops.
  * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
-#include <math.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -26,73 +25,6 @@ static void zero_padding(float *value, Layout layout, int B, int C, int64_t pixe
 }
 
 /* ---- One operand ------------------------------------------------------------------------------------------------ */
-
-static const float ROOT_HALF = 0.70710678f, ROOT_2_OVER_PI = 0.79788456f, DENSITY = 0.39894228f, CUBE = 0.044715f;
-
-ALWAYS_INLINE float value_of(KFunction f, const KUnary *u, float x) {
-    switch (f) {
-    case K_CLIP: return x < u->low ? u->low : x > u->high ? u->high : x;
-    case K_LEAKY_RELU: return x > 0 ? x : x * u->alpha;
-    case K_ELU: return x > 0 ? x : u->alpha * exponential_minus_1(x);
-    case K_SELU: return u->beta * (x > 0 ? x : u->alpha * exponential_minus_1(x));
-    case K_SIGMOID: return sigmoid(x);
-    case K_HARD_SIGMOID: {
-        const float y = u->alpha * x + u->beta;
-        return y < 0 ? 0 : y > 1 ? 1 : y;
-    }
-    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? x : x * (x + 3) / 6;
-    case K_TANH: return hyperbolic_tangent(x);
-    case K_SOFTPLUS: return soft_plus(x);
-    case K_GELU: return 0.5f * x * (1 + error_function(x * ROOT_HALF));
-    case K_GELU_TANH: return 0.5f * x * (1 + hyperbolic_tangent(ROOT_2_OVER_PI * (x + CUBE * x * x * x)));
-    case K_ERF: return error_function(x);
-    case K_SQRT: return sqrtf(x);
-    case K_EXP: return exponential(x);
-    case K_LOG: return logf(x);
-    case K_NEG: return -x;
-    case K_ABS: return fabsf(x);
-    case K_RECIPROCAL: return 1 / x;
-    case K_POW: return powf(x, u->alpha);
-    }
-    return x;
-}
-
-ALWAYS_INLINE float slope_of(KFunction f, const KUnary *u, float x) {
-    switch (f) {
-    case K_CLIP: return (x > u->low) & (x < u->high) ? 1 : 0; /* as PyTorch's relu6 and hardtanh at the bounds */
-    case K_LEAKY_RELU: return x > 0 ? 1 : u->alpha;
-    case K_ELU: return x > 0 ? 1 : u->alpha * exponential(x);
-    case K_SELU: return u->beta * (x > 0 ? 1 : u->alpha * exponential(x));
-    case K_SIGMOID: {
-        const float y = sigmoid(x);
-        return y * (1 - y);
-    }
-    case K_HARD_SIGMOID: {
-        const float y = u->alpha * x + u->beta;
-        return y > 0 && y < 1 ? u->alpha : 0;
-    }
-    case K_HARD_SWISH: return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5f;
-    case K_TANH: {
-        const float y = hyperbolic_tangent(x);
-        return 1 - y * y;
-    }
-    case K_SOFTPLUS: return sigmoid(x);
-    case K_GELU: return 0.5f * (1 + error_function(x * ROOT_HALF)) + x * DENSITY * exponential(-0.5f * x * x);
-    case K_GELU_TANH: {
-        const float t = hyperbolic_tangent(ROOT_2_OVER_PI * (x + CUBE * x * x * x));
-        return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * ROOT_2_OVER_PI * (1 + 3 * CUBE * x * x);
-    }
-    case K_ERF: return 2 * ROOT_HALF * ROOT_2_OVER_PI * exponential(-x * x);
-    case K_SQRT: return 0.5f / sqrtf(x);
-    case K_EXP: return exponential(x);
-    case K_LOG: return 1 / x;
-    case K_NEG: return -1;
-    case K_ABS: return x > 0 ? 1 : x < 0 ? -1 : 0;
-    case K_RECIPROCAL: return -1 / (x * x);
-    case K_POW: return u->alpha * powf(x, u->alpha - 1);
-    }
-    return 1;
-}
 
 #define EACH_FUNCTION(DO)                                                                                              \
     DO(K_CLIP)                                                                                                         \
@@ -261,39 +193,6 @@ size_t k_binary_scratch(const KBinary *binary) {
         if (binary->spread[side] && binary->size[side] > most)
             most = binary->size[side];
     return (size_t)most * sizeof(double);
-}
-
-ALWAYS_INLINE float result(KBinaryKind kind, float a, float b) {
-    switch (kind) {
-    case K_ADD: return a + b;
-    case K_SUB: return a - b;
-    case K_MUL: return a * b;
-    case K_DIV: return a / b;
-    case K_PRELU: return a > 0 ? a : a * b;
-    case K_LESS: return a < b;
-    case K_LESS_EQUAL: return a <= b;
-    case K_EQUAL: return a == b;
-    case K_WHERE: return a != 0 ? b : 0;
-    case K_WHERE_NOT: return a != 0 ? 0 : b;
-    }
-    return 0;
-}
-
-/* Share of g = dout that goes to a (side 0) or b (side 1). */
-ALWAYS_INLINE float share(KBinaryKind kind, int side, float g, float a, float b) {
-    switch (kind) {
-    case K_ADD: return g;
-    case K_SUB: return side == 0 ? g : -g;
-    case K_MUL: return g * (side == 0 ? b : a);
-    case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
-    case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
-    case K_LESS:
-    case K_LESS_EQUAL:
-    case K_EQUAL: return 0;
-    case K_WHERE: return side == 1 && a != 0 ? g : 0;
-    case K_WHERE_NOT: return side == 1 && a == 0 ? g : 0;
-    }
-    return 0;
 }
 
 /* One run of the inner axis. */

@@ -3,52 +3,12 @@
  * A pixel is transformed in double and rounded once; 8-bit pixels through a table of their 256 values, per channel.
  * Maps are normalised by their own smallest and largest value, which are kept, so the raw map is x (high - low) + low.
  */
-#include <math.h>
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 /* ---- Pixels ----------------------------------------------------------------------------------------------------- */
-
-/* IEEE half precision, exactly. */
-static double from_half(uint16_t bits) {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    double magnitude = exponent == 0    ? ldexp(fraction, -24)
-                       : exponent == 31 ? (fraction ? (double)NAN : (double)INFINITY)
-                                        : ldexp(1024 + fraction, exponent - 25);
-    return bits >> 15 ? -magnitude : magnitude;
-}
-
-static double from_bfloat(uint16_t bits) {
-    const uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-static double pixel_at(const void *pixels, DType dtype, int64_t i) {
-    switch (dtype) {
-    case DT_U8:
-    case DT_BOOL: return ((const uint8_t *)pixels)[i];
-    case DT_I8: return ((const int8_t *)pixels)[i];
-    case DT_U16: return ((const uint16_t *)pixels)[i];
-    case DT_I16: return ((const int16_t *)pixels)[i];
-    case DT_U32: return ((const uint32_t *)pixels)[i];
-    case DT_I32: return ((const int32_t *)pixels)[i];
-    case DT_U64: return (double)((const uint64_t *)pixels)[i];
-    case DT_I64: return (double)((const int64_t *)pixels)[i];
-    case DT_F16: return from_half(((const uint16_t *)pixels)[i]);
-    case DT_BF16: return from_bfloat(((const uint16_t *)pixels)[i]);
-    case DT_F32: return ((const float *)pixels)[i];
-    case DT_F64: return ((const double *)pixels)[i];
-    }
-    cpu_fail("pixels: unknown type %d", (int)dtype);
-}
-
-static float transformed(double pixel, const PixelTransform *t, int channel) {
-    const int c = channel < 15 ? channel : 15;
-    return (float)((pixel * t->scale - t->mean[c]) / t->std[c]);
-}
 
 void k_input(Lane *lane, float *out, const void *pixels, const PixelTransform *transform, int count, int B) {
     (void)lane;

@@ -6,10 +6,8 @@
  * tiles are added as int64. Price: three products of matrices for one (high high, high low, low high); the part left
  * out weighs 2^-46 of the largest. 10,000 rows of 784 columns take 0.5 s on 2 cores. */
 #include <cblas.h>
-#include <lapacke.h>
 #include <math.h>
 #include <omp.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -121,34 +119,6 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
 void k_round(float *out, const double *in, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         out[i] = (float)in[i];
-}
-
-bool k_eigen(double *values, double *vectors, double *matrix, int n, int k) {
-    double *ascending = malloc((size_t)n * sizeof *ascending),
-           *columns = malloc((size_t)n * (size_t)k * sizeof *columns);
-    lapack_int *support = malloc(2 * (size_t)k * sizeof *support), found = 0;
-    const int threads = cpu_one_thread(); /* this library asks OpenMP, whatever openblas_set_num_threads was told */
-    bool ok = ascending && columns && support &&
-              LAPACKE_dsyevr(LAPACK_COL_MAJOR, 'V', k < n ? 'I' : 'A', 'U', n, matrix, n, 0, 0, n - k + 1, n, 0, &found,
-                             ascending, columns, n, support) == 0 &&
-              found == k;
-    cpu_threads_back(threads);
-    for (int i = 0; ok && i < k; i++) {
-        values[i] = ascending[k - 1 - i];
-        memcpy(vectors + (size_t)i * (size_t)n, columns + (size_t)(k - 1 - i) * (size_t)n, (size_t)n * sizeof *columns);
-    }
-    free(ascending);
-    free(columns);
-    free(support);
-    return ok;
-}
-
-void k_dense_product(double *c, const double *a, const double *b, bool transposed, int m, int n, int k, double alpha,
-                     double beta) {
-    const int threads = cpu_one_thread();
-    cblas_dgemm(CblasRowMajor, CblasNoTrans, transposed ? CblasTrans : CblasNoTrans, m, n, k, alpha, a, k, b,
-                transposed ? k : n, beta, c, n);
-    cpu_threads_back(threads);
 }
 
 /* high, low (a.count, b.count) with `stride` <- sums over all rows of a^T b. */

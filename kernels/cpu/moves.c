@@ -5,25 +5,7 @@
 #include <string.h>
 
 #include "cpu.h"
-
-/* Without axes of size 1, and with axes joined where both sides allow it. */
-static KMove joined(const KMove *move) {
-    KMove m = {.n = 0};
-    for (int d = 0; d < move->n; d++) {
-        if (move->size[d] == 1)
-            continue;
-        const int last = m.n - 1;
-        const bool joins = last >= 0 && m.to_step[last] == move->size[d] * move->to_step[d] &&
-                           m.from_step[last] == move->size[d] * move->from_step[d];
-        const int at = joins ? last : m.n++;
-        m.size[at] = (joins ? m.size[at] : 1) * move->size[d];
-        m.to_step[at] = move->to_step[d];
-        m.from_step[at] = move->from_step[d];
-    }
-    if (m.n == 0)
-        m = (KMove){1, {1}, {1}, {1}};
-    return m;
-}
+#include "shared.h"
 
 /* The next run of the last axis; false after the last. */
 static bool next_run(const KMove *m, int64_t index[KDIMS + 1], int64_t *to, int64_t *from) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 /* c += a b. */
 CPU_CLONES static void product(float *c, const float *a, const float *b, int M, int N, int K, int64_t am, int64_t ak,
@@ -176,30 +177,6 @@ void k_norm_backward(Lane *lane, const KNorm *norm, float *din, const float *dou
 }
 
 /* ---- Local response --------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    int from, to;
-} Channels;
-
-/* Those around c: (size - 1) / 2 below, the rest above. */
-static Channels around(const LrnShape *lrn, int c, int C) {
-    const int below = (lrn->size - 1) / 2, from = c - below, to = c + lrn->size - below;
-    return (Channels){from > 0 ? from : 0, to < C ? to : C};
-}
-
-/* Those that c is around of. */
-static Channels reached_by(const LrnShape *lrn, int c, int C) {
-    const int below = (lrn->size - 1) / 2, from = c - (lrn->size - 1 - below), to = c + below + 1;
-    return (Channels){from > 0 ? from : 0, to < C ? to : C};
-}
-
-static float response(const LrnShape *lrn, const float *in, int c, int C, int64_t pixels) {
-    const Channels k = around(lrn, c, C);
-    float squares = 0;
-    for (int i = k.from; i < k.to; i++)
-        squares += in[i * pixels] * in[i * pixels];
-    return lrn->bias + lrn->alpha / (float)lrn->size * squares;
-}
 
 void k_lrn_forward(Lane *lane, float *out, const float *in, const LrnShape *lrn, int B, int C, int64_t pixels) {
     (void)lane;

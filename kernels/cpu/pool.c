@@ -7,38 +7,13 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "shared.h"
 
 struct KMaxPool {
     ConvShape shape;
     Layout layout;
     int batch;
 };
-
-typedef struct {
-    int top, left, bottom,
-        right; /* rows top..bottom-1 and columns left..right-1 of the input, in steps of the dilation */
-} Window;
-
-static inline int apart(int dilation) {
-    return dilation > 1 ? dilation : 1;
-}
-
-/* The first of from, from + step ... that is not negative. */
-static inline int inside(int from, int step) {
-    return from >= 0 ? from : from + (-from + step - 1) / step * step;
-}
-
-static inline __attribute__((always_inline)) Window window_at(const ConvShape *s, int y, int x) {
-    Window w = {y * s->stride_height - s->pad_top, x * s->stride_width - s->pad_left, 0, 0};
-    const int down = apart(s->dilation_height), across = apart(s->dilation_width);
-    w.bottom = w.top + (s->kernel_height - 1) * down + 1;
-    w.right = w.left + (s->kernel_width - 1) * across + 1;
-    w.bottom = w.bottom < s->in_height ? w.bottom : s->in_height;
-    w.right = w.right < s->in_width ? w.right : s->in_width;
-    w.top = inside(w.top, down);
-    w.left = inside(w.left, across);
-    return w;
-}
 
 KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
@@ -215,21 +190,6 @@ void k_global_average_backward(Lane *lane, float *din, Layout in_layout, const f
 }
 
 /* ---- Average and global maximum ---------------------------------------------------------------------------------- */
-
-/* Cells a window's sum is divided by. */
-static float cells_of(const ConvShape *s, Window w, int y, int x, bool count_padding) {
-    const int down = apart(s->dilation_height), across = apart(s->dilation_width);
-    int top = w.top, left = w.left, bottom = w.bottom, right = w.right;
-    if (count_padding) {
-        top = y * s->stride_height - s->pad_top;
-        left = x * s->stride_width - s->pad_left;
-        bottom = top + (s->kernel_height - 1) * down + 1;
-        right = left + (s->kernel_width - 1) * across + 1;
-        bottom = bottom < s->in_height + s->pad_bottom ? bottom : s->in_height + s->pad_bottom;
-        right = right < s->in_width + s->pad_right ? right : s->in_width + s->pad_right;
-    }
-    return (float)((bottom - top + down - 1) / down) * (float)((right - left + across - 1) / across);
-}
 
 static inline __attribute__((always_inline)) void average_block(float *out, const float *in, const ConvShape *s,
                                                                 bool count_padding, int width) {
