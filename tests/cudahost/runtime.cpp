@@ -79,11 +79,12 @@ static void fences(const Allocation &a) {
     (void)a; /* poisoned: an access stops there and then */
 #else
     char *page = page_of(a), *end = page + mapped(a.bytes);
-    for (const char *p = page; p < end; p = p + 1 == a.start ? a.start + a.bytes : p + 1)
-        if (p < a.start || p >= a.start + a.bytes)
-            if (*p != (char)0xff)
-                stop("a kernel has written outside of its allocation of %zu bytes, %s it", a.bytes,
-                     p < a.start ? "before" : "behind");
+    for (const char *p = page; p < a.start; p++)
+        if (*p != (char)0xff)
+            stop("a kernel has written before its allocation of %zu bytes", a.bytes);
+    for (const char *p = a.start + a.bytes; p < end; p++)
+        if (*p != (char)0xff)
+            stop("a kernel has written behind its allocation of %zu bytes", a.bytes);
 #endif
 }
 
