@@ -313,17 +313,22 @@ static Result run(const Graph *g, int batch, int node, bool everything, const fl
                 ARENA_ARRAY(arena, float, SAMPLES *size_of(g, node), "gradient")};
     Plan *plan = graph_plan(arena, g, batch, values, gradients);
     Lane *lane = lane_new(graph_lane_bytes(plan));
+    const size_t seed_bytes = (size_t)(batch * size_of(g, g->logits)) * sizeof *seed;
+    float *device_seed = dev_alloc(seed_bytes);
     for (int first = 0; first + batch <= SAMPLES; first += batch) {
-        memset(lane_memory(lane), 0xff, graph_lane_bytes(plan));
+        device_spoil(lane_memory(lane), graph_lane_bytes(plan));
+        dev_upload(device_seed, seed + first * size_of(g, g->logits), seed_bytes);
         const size_t sample = sizeof(float) * (size_t)batch;
         dev_upload(graph_input(plan, lane), x + first * size_of(g, 0), sample * (size_t)size_of(g, 0));
         graph_forward(plan, lane);
-        graph_backward(plan, lane, seed + first * size_of(g, g->logits));
+        graph_backward(plan, lane, device_seed);
+        lane_sync(lane);
         dev_download(r.value + first * size_of(g, g->logits), graph_value(plan, lane, g->logits),
                      sample * (size_t)size_of(g, g->logits));
         dev_download(r.gradient + first * size_of(g, node), graph_gradient(plan, lane, node),
                      sample * (size_t)size_of(g, node));
     }
+    dev_free(device_seed);
     lane_free(lane);
     graph_plan_free(plan);
     return r;

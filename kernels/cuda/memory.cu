@@ -31,7 +31,7 @@ void dev_start(int device, int threads) {
                  devices);
     current_device = device;
     entered = false;
-    gpu_enter();
+    gpu_own_lane();
 }
 
 void gpu_enter(void) {
