@@ -360,8 +360,9 @@ static double coordinate(const Node *n, int i, int in, int out, double scale) {
     switch (n->resize.coordinates) {
     case RESIZE_HALF_PIXEL: return (i + 0.5) / scale - 0.5;
     case RESIZE_PYTORCH_HALF_PIXEL: return out > 1 ? (i + 0.5) / scale - 0.5 : 0;
-    case RESIZE_ALIGN_CORNERS: return out > 1 ? i * (in - 1) / (scale * in - 1) : 0; /* in * scale need not be whole */
+    case RESIZE_ALIGN_CORNERS: return out > 1 ? (double)i * (in - 1) / (out - 1) : 0;
     case RESIZE_ASYMMETRIC: return i / scale;
+    case RESIZE_TF_HALF_PIXEL: return (i + 0.5) / scale;
     }
     return 0;
 }
