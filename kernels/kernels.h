@@ -56,6 +56,9 @@ void dev_free(void *memory);   /* NULL is allowed */
 void dev_upload(void *device, const void *host, size_t bytes);
 void dev_download(void *host, const void *device, size_t bytes);
 
+/* CUDA: the stream in whose order the functions work that take no lane, for the collectives between them; CPU: NULL. */
+void *dev_stream(void);
+
 /* ---- Lanes: who works on a batch of the network (lane.c) ---------------------------------------------------------
  * A batch goes through the whole graph on one lane. CPU: a lane is a thread and its cache; CUDA: a stream. Functions
  * that take a lane may be called for different lanes at the same time, from different threads. */

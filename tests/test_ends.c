@@ -148,6 +148,19 @@ static void test_predict_and_seed(void **state) {
     assert_int_equal(prediction[2], 0);
     for (int b = 0; b < 3; b++)
         assert_true(seed[b] == 1);
+
+    enum { K = 300 }; /* two equal largest; a NaN before them; a NaN in front: nothing is larger than it */
+    static float many[3 * K], seeds[3 * K];
+    for (int i = 0; i < 3 * K; i++)
+        many[i] = -1 - (float)(i * 7 % 41);
+    many[131] = many[263] = many[K + 77] = many[K + 290] = many[2 * K + 5] = 2;
+    many[K + 31] = many[K + 45] = many[2 * K] = NAN;
+    predict_and_seed(prediction, seeds, many, 3, K);
+    assert_int_equal(prediction[0], 131);
+    assert_int_equal(prediction[1], 77);
+    assert_int_equal(prediction[2], 0);
+    for (int i = 0; i < 3 * K; i++)
+        assert_true(seeds[i] == (i % K == prediction[i / K] ? 1 : 0));
 }
 
 static void test_saliency(void **state) {
@@ -174,6 +187,36 @@ static void test_gradcam(void **state) {
     attribution(map, low, high, value, gradient, B, C, H, W);
     assert_memory_equal(map, expected, sizeof expected);
     assert_true(low[0] == 0 && high[0] == 7 && low[1] == 0 && high[1] == 0);
+}
+
+/* More channels than a device keeps the means of at a time, and more pixels than it has threads for one map; whole
+ * numbers, so sums are exact, and ranges of powers of two. */
+static void test_large_maps(void **state) {
+    (void)state;
+    enum { B = 3, C = 2051, H = 20, W = 17, PIXELS = H * W };
+    static float gradient[B * C * PIXELS], value[B * C * PIXELS], map[B * PIXELS];
+    float low[B], high[B];
+    for (int b = 0; b < B; b++)
+        for (int c = 0; c < C; c++)
+            for (int p = 0; p < PIXELS; p++) {
+                gradient[(b * C + c) * PIXELS + p] = c == 0 || c == 1100 || c == 2050 ? (float)(b + 1) : 0;
+                value[(b * C + c) * PIXELS + p] = p == 331 ? 40 : p == 300 ? 8 : (float)(16 + (p + c / 1000) % 2);
+            }
+    attribution(map, low, high, value, gradient, B, C, H, W);
+    for (int b = 0; b < B; b++) {
+        assert_true(low[b] == (float)(24 * (b + 1)) && high[b] == (float)(120 * (b + 1)));
+        for (int p = 0; p < PIXELS; p++) {
+            const float raw = p == 331 ? 120 : p == 300 ? 24 : (float)(48 + 2 * (p % 2) + (p + 1) % 2);
+            assert_true(fabsf(map[b * PIXELS + p] - (raw - 24) / 96) < 1e-6f);
+        }
+    }
+    for (int i = 0; i < B * C * PIXELS; i++)
+        gradient[i] = i % PIXELS == 339 ? (i / PIXELS % C == 1500 ? -9.0f : 3.0f) : i % PIXELS == 258 ? 1.0f : -5.0f;
+    attribution(map, low, high, NULL, gradient, B, C, H, W);
+    for (int b = 0; b < B; b++) {
+        assert_true(low[b] == 1 && high[b] == 9);
+        assert_true(map[b * PIXELS + 339] == 1 && map[b * PIXELS + 258] == 0 && map[b * PIXELS + 5] == 0.5f);
+    }
 }
 
 /* Plain to blocked and back is the identity; the channels that round up a block are zeros. */
@@ -258,7 +301,8 @@ int main(void) {
         cmocka_unit_test(test_bytes_as_pytorch), cmocka_unit_test(test_channels_and_normalisation),
         cmocka_unit_test(test_every_type),       cmocka_unit_test(test_predict_and_seed),
         cmocka_unit_test(test_saliency),         cmocka_unit_test(test_gradcam),
-        cmocka_unit_test(test_layouts),          cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_large_maps),       cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_memory),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     lane_free(lane);

@@ -128,6 +128,10 @@ void dev_download(void *host, const void *device, size_t bytes) {
     lane_sync(lane);
 }
 
+void *dev_stream(void) {
+    return gpu_own_lane()->stream;
+}
+
 size_t dev_available(void) {
     size_t available = 0, all = 0;
     gpu_enter();

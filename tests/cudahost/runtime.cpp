@@ -74,10 +74,12 @@ static void protect(const Allocation &a, bool open) {
     mprotect(page_of(a), mapped(a.bytes), open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
+#if !defined(__SANITIZE_ADDRESS__)
 /* Whether all of [from, to) is 0xff. */
 static bool untouched(const char *from, const char *to) {
     return from == to || (*from == (char)0xff && memcmp(from, from + 1, (size_t)(to - from - 1)) == 0);
 }
+#endif
 
 static void fences(const Allocation &a) {
 #if defined(__SANITIZE_ADDRESS__)
