@@ -21,7 +21,8 @@ typedef struct {
     const char *long_name, *units, *coordinates; /* attributes; NULL = none */
 } OutputVar;
 
-/* Refuses an existing file unless overwrite, and a folder that cannot be written; then opens path.partial. */
+/* Refuses an existing file unless overwrite, a folder that cannot be written, and a path.partial that another job is
+ * writing (on file systems with locks); then opens path.partial. What a killed job left there is dropped. */
 Output *output_create(const char *path, bool overwrite);
 
 int output_var(Output *output, const OutputVar *var); /* gives the variable's id */

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from program import GOLDEN, IMAGES, LABELS, MODEL, ROOT, read, run, succeed
+from program import BINARY, ENVIRONMENT, GOLDEN, IMAGES, LABELS, MODEL, ROOT, read, run, succeed
 
 SHADOWED = {"rank", "count", "mean", "std", "size", "map", "name", "values", "min", "max", "sum", "data", "dims", "all"}
 
@@ -145,6 +148,28 @@ def test_overwrite(few, tmp_path):
     succeed(tmp_path / "r.nc", "--model", MODEL, "--images", few[0], "--tsne", 0, "--overwrite")
     assert read(tmp_path / "r.nc")[1]["status"] == "complete"
     assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_two_jobs_one_output(few, tmp_path):
+    """The second refuses while the first runs; what the first leaves when it is killed does not stand in the way."""
+    output, partial = tmp_path / "r.nc", tmp_path / "r.nc.partial"
+    words = ["--model", MODEL, "--images", few[0], "--perplexity", 10, "--max-iter", 300, "--output", output]
+    with subprocess.Popen([str(w) for w in (BINARY, *words)], stderr=subprocess.DEVNULL,
+                          env=os.environ | ENVIRONMENT) as first:
+        try:
+            deadline = time.monotonic() + 30
+            while not (partial.exists() and partial.stat().st_size > 10000):  # it holds data: the stages have begun
+                assert first.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            first.send_signal(signal.SIGSTOP)
+            held = partial.read_bytes()
+            second = run(*words, "--quiet", ranks=2)
+            assert second.status == 1 and len(second.lines) == 1 and "r.nc.partial: another job" in second.lines[0]
+            assert first.poll() is None and partial.read_bytes() == held and not output.exists()
+        finally:
+            first.kill()  # as SIGKILL: nothing is tidied
+    assert partial.exists()
+    succeed(output, *words[:-2], ranks=2)
 
 
 def test_inspect_help_version():
