@@ -216,6 +216,8 @@ static void check_path(const char *path, bool overwrite) {
         snprintf(folder, sizeof folder, ".");
     if (strlen(path) >= PATH_BYTES - 16)
         die("--output: the path is longer than %d characters", PATH_BYTES - 16);
+    if (strchr(path, ':'))
+        die("%s: holds a ':', which MPI-IO takes for the end of a file system's name; choose another --output", path);
     if (stat(folder, &info) != 0)
         die("%s: its folder %s cannot be used (%s); create it first", path, folder, strerror(errno));
     if (!S_ISDIR(info.st_mode))

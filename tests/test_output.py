@@ -150,6 +150,12 @@ def test_overwrite(few, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
 
 
+def test_a_colon_in_the_output(few, tmp_path):
+    result = run("--model", MODEL, "--images", few[0], "--tsne", 0, "--output", tmp_path / "a:b.nc", ranks=2)
+    assert result.status == 1 and len(result.lines) == 1 and "a:b.nc: holds a ':'" in result.lines[0], result.lines
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_jobs_one_output(few, tmp_path):
     """The second refuses while the first runs; what the first leaves when it is killed does not stand in the way."""
     output, partial = tmp_path / "r.nc", tmp_path / "r.nc.partial"
