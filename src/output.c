@@ -187,11 +187,15 @@
 #include "comm.h"
 #include "error.h"
 
-enum { PATH_BYTES = 4096 };
+enum {
+    PATH_BYTES = 4096,
+    CHUNK_BYTES = 256 << 10 /* of a compressed variable: read as a whole for a single sample */
+};
 
 struct Output {
     int file;
-    int lock; /* rank 0: holds the .partial for this job */
+    int lock;     /* rank 0: holds the .partial for this job */
+    int compress; /* level of deflate, 0 = none */
     char path[PATH_BYTES], partial[PATH_BYTES + 16];
     int64_t bytes;
 };
@@ -269,7 +273,7 @@ static int take_partial(const char *partial, const char *path, bool overwrite) {
     return file;
 }
 
-Output *output_create(const char *path, bool overwrite) {
+Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
     uint64_t inode = 0;
     if (!error_caught()) {
@@ -282,6 +286,7 @@ Output *output_create(const char *path, bool overwrite) {
             output->lock = take_partial(output->partial, path, overwrite);
     }
     comm_all_ok();
+    output->compress = compress;
     if (comm_rank() == 0)
         inode = inode_of(output->lock);
     comm_broadcast(&inode, sizeof inode);
@@ -345,6 +350,21 @@ static int dimension(Output *output, const char *name, int64_t length) {
     return id;
 }
 
+/* Chunks are whole rows of the first dimension; a variable of less than one stays as it is. */
+static void compress_var(Output *output, int id, const char *name, const OutputVar *var) {
+    size_t chunk[OUTPUT_RANK], row;
+    check(output, nc_inq_type(output->file, type_of(var->type), NULL, &row), name);
+    for (int i = 1; i < var->rank; i++) {
+        chunk[i] = (size_t)var->length[i];
+        row *= chunk[i];
+    }
+    if (var->rank == 0 || row == 0 || (size_t)var->length[0] * row < CHUNK_BYTES)
+        return;
+    chunk[0] = row < CHUNK_BYTES ? CHUNK_BYTES / row : 1;
+    check(output, nc_def_var_chunking(output->file, id, NC_CHUNKED, chunk), name);
+    check(output, nc_def_var_deflate(output->file, id, NC_SHUFFLE, 1, output->compress), name);
+}
+
 int output_var(Output *output, const OutputVar *var) {
     char name[NC_MAX_NAME];
     int dims[OUTPUT_RANK], id, status = nc_redef(output->file);
@@ -355,6 +375,8 @@ int output_var(Output *output, const OutputVar *var) {
         dims[i] = dimension(output, var->dims[i], var->length[i]);
     check(output, nc_def_var(output->file, name, type_of(var->type), var->rank, dims, &id), name);
     check(output, nc_def_var_fill(output->file, id, NC_NOFILL, NULL), name); /* every value is written */
+    if (output->compress > 0)
+        compress_var(output, id, name, var);
     output_text(output, id, "long_name", var->long_name);
     if (var->units)
         output_text(output, id, "units", var->units);

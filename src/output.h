@@ -22,8 +22,9 @@ typedef struct {
 } OutputVar;
 
 /* Refuses an existing file unless overwrite, a folder that cannot be written, and a path.partial that another job is
- * writing (on file systems with locks); then opens path.partial. What a killed job left there is dropped. */
-Output *output_create(const char *path, bool overwrite);
+ * writing (on file systems with locks); then opens path.partial. What a killed job left there is dropped.
+ * compress: level 1 to 9 of deflate with shuffle for all but small variables, 0 = none. */
+Output *output_create(const char *path, bool overwrite, int compress);
 
 int output_var(Output *output, const OutputVar *var); /* gives the variable's id */
 
