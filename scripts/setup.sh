@@ -11,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 main() {
     install_missing
+    install_slurm
     local python_ok=0
     make_venv || python_ok=$?
     build
@@ -91,6 +92,20 @@ install_missing() {
         fi
         exit 1
     fi
+}
+
+# For the tests of slurm/*.sbatch on a cluster of their own, which are skipped without it: nobody else needs it.
+install_slurm() {
+    if [[ -z ${CNNSCOPE_TESTS:-} || $(id -u) != 0 ]] || ! has_command apt-get; then
+        return
+    fi
+    if PATH=$PATH:/usr/sbin has_command slurmd && PATH=$PATH:/usr/sbin has_command munged; then
+        return
+    fi
+    say "installing slurm-wlm munge, for the tests"
+    export DEBIAN_FRONTEND=noninteractive
+    quietly apt-get update || true
+    quietly apt-get install -y --no-install-recommends slurm-wlm munge || say "the tests on a Slurm cluster will be skipped"
 }
 
 has_command() { command -v "$1" >/dev/null; }

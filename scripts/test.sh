@@ -25,7 +25,7 @@ run_tests() {
     passed=$((passed + all - wrong)) failed=$((failed + wrong))
 }
 
-CNNSCOPE_CMAKE_OPTION=-DWARNINGS_AS_ERRORS=ON scripts/setup.sh
+CNNSCOPE_TESTS=1 CNNSCOPE_CMAKE_OPTION=-DWARNINGS_AS_ERRORS=ON scripts/setup.sh
 cmake -S . -B build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSANITIZE=ON >/dev/null
 for folder in build build-asan; do
     cmake --build "$folder" --parallel "$(nproc)" | tail -n 1

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@ static _Thread_local int pending_status;
 static void (*end_job)(int status) = exit;
 static int rank_number;
 static char unfinished[UNFINISHED_BYTES];
+static uint64_t unfinished_inode;
 
 static _Noreturn void fail(int status, const char *format, va_list args) {
     char message[MESSAGE_BYTES];
@@ -80,11 +82,17 @@ void error_print(const char *message) {
         return;
 }
 
+/* Only calls that are safe in a signal handler. */
+static void unlink_unfinished(void) {
+    struct stat now;
+    if (unfinished[0] && stat(unfinished, &now) == 0 && now.st_ino == unfinished_inode)
+        unlink(unfinished);
+}
+
 /* Only calls that are safe in a handler. Silent, because MPI_Abort ends the other ranks by SIGTERM after one spoke. */
 static void leave(int signal_number) {
     (void)signal_number;
-    if (unfinished[0])
-        unlink(unfinished);
+    unlink_unfinished();
     _exit(1);
 }
 
@@ -97,8 +105,9 @@ void error_set_end(void (*end)(int status), int rank) {
     signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit fails with EFBIG, and says so */
 }
 
-void error_set_unfinished(const char *path) {
+void error_set_unfinished(const char *path, uint64_t inode) {
     unfinished[0] = '\0';
+    unfinished_inode = inode;
     if (path)
         snprintf(unfinished, sizeof unfinished, "%s", path);
 }
@@ -108,7 +117,6 @@ const char *error_unfinished(void) {
 }
 
 void error_remove_unfinished(void) {
-    if (unfinished[0])
-        unlink(unfinished);
+    unlink_unfinished();
     unfinished[0] = '\0';
 }

@@ -18,6 +18,7 @@
 
 #include <setjmp.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #define PRINTF_LIKE(string, first) __attribute__((format(printf, string, first)))
 
@@ -41,8 +42,9 @@ void error_print(const char *message);
  * then on SIGTERM, SIGINT and SIGUSR1 remove the unfinished file and end this rank with status 1. */
 void error_set_end(void (*end)(int status), int rank);
 
-/* The file to unlink when the run ends with an error; NULL when there is none (any more). Copied. */
-void error_set_unfinished(const char *path);
+/* The file to unlink when the run ends with an error, if that is still the file of this number (as stat gives it), and
+ * not a later job's of the same name; NULL when there is none (any more). Copied. */
+void error_set_unfinished(const char *path, uint64_t inode);
 void error_remove_unfinished(void);
 const char *error_unfinished(void); /* its path, or "" */
 

@@ -78,7 +78,7 @@ void job_put_flags(const Job *job, int var) {
 
 void job_create_output(Job *job) {
     Shard s = job->shard;
-    job->output = output_create(job->options->output, job->options->overwrite);
+    job->output = output_create(job->options->output, job->options->overwrite, job->options->compress);
     put_globals(job);
 
     Arena *scratch = arena_new();

@@ -92,6 +92,8 @@ static const Row table[] = {
     {"batch", KIND_INT, FIELD(batch), "8", 1, 65536, BOTH, false, "N", "samples computed together; changes no result"},
     {"threads", KIND_INT, FIELD(threads), NULL, 1, 4096, BOTH, false, "N",
      "per rank; default: this node's cores / its ranks"},
+    {"compress", KIND_INT, FIELD(compress), "0", 0, 9, BOTH, false, "LEVEL",
+     "of the output file, 1 to 9 (deflate with shuffle); 0 = none"},
     {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, BOTH, false, NULL, "no progress lines"},
 };
 

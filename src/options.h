@@ -51,6 +51,7 @@ typedef struct {
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */
+    int compress;       /* level of deflate, 0 = none */
     bool overwrite, quiet;
 
     char *command_line;

@@ -132,6 +132,7 @@
  *         :status = "complete" ;
  * }
  */
+#define _GNU_SOURCE /* F_OFD_SETLK */
 #include "output.h"
 
 #include <ctype.h>
@@ -148,10 +149,15 @@
 #include "comm.h"
 #include "error.h"
 
-enum { PATH_BYTES = 4096 };
+enum {
+    PATH_BYTES = 4096,
+    CHUNK_BYTES = 256 << 10 /* of a compressed variable: read as a whole for a single sample */
+};
 
 struct Output {
     int file;
+    int lock;     /* rank 0: holds the .partial for this job */
+    int compress; /* level of deflate, 0 = none */
     char path[PATH_BYTES], partial[PATH_BYTES + 16];
     int64_t bytes;
 };
@@ -176,6 +182,8 @@ static void check_path(const char *path, bool overwrite) {
         snprintf(folder, sizeof folder, ".");
     if (strlen(path) >= PATH_BYTES - 16)
         die("--output: the path is longer than %d characters", PATH_BYTES - 16);
+    if (strchr(path, ':'))
+        die("%s: holds a ':', which MPI-IO takes for the end of a file system's name; choose another --output", path);
     if (stat(folder, &info) != 0)
         die("%s: its folder %s cannot be used (%s); create it first", path, folder, strerror(errno));
     if (!S_ISDIR(info.st_mode))
@@ -190,23 +198,61 @@ static void check_path(const char *path, bool overwrite) {
     }
 }
 
-Output *output_create(const char *path, bool overwrite) {
+/* A lock on a new or old .partial, or a refusal. It is the kernel's, and goes when the process does, so that it tells a
+ * living job on any node from a killed one. It is on one byte far behind the data, because MPI-IO locks what it writes on
+ * some file systems; and it belongs to the open file, because a process loses an ordinary lock as soon as it closes the
+ * file elsewhere, as MPI-IO does. A file system without locks gives no protection. */
+static int open_locked(const char *partial, int how) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)1 << 62, .l_len = 1};
+    int file = open(partial, O_CREAT | O_RDWR | how, 0666);
+    if (file < 0 && errno != EEXIST)
+        die("%s: cannot be created: %s", partial, strerror(errno));
+    if (file < 0 || (fcntl(file, F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)))
+        die("%s: another job is writing it; wait for that job, or choose another --output", partial);
+    return file;
+}
+
+static uint64_t inode_of(int file) {
+    struct stat info;
+    return fstat(file, &info) == 0 ? info.st_ino : 0;
+}
+
+/* The .partial for this job alone, a new file: ranks of a lost job may still be writing the old one (on a node that
+ * hangs), and go on doing so where it hurts nobody. */
+static int take_partial(const char *partial, const char *path, bool overwrite) {
+    struct stat there;
+    int old = open_locked(partial, 0);
+    error_set_unfinished(partial, inode_of(old)); /* the lock makes it ours to remove */
+    /* Another job may have ended since we looked, and have renamed what we opened. */
+    check_path(path, overwrite);
+    if (stat(partial, &there) != 0 || there.st_ino != inode_of(old))
+        die("%s: another job has just ended writing it; run this one again, or choose another --output", partial);
+    if (unlink(partial) != 0)
+        die("%s: a killed job left it, and it cannot be removed: %s", partial, strerror(errno));
+    int file = open_locked(partial, O_EXCL);
+    error_set_unfinished(partial, inode_of(file));
+    close(old);
+    return file;
+}
+
+Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
+    uint64_t inode = 0;
     if (!error_caught()) {
         if (!output)
             die("out of memory");
         check_path(path, overwrite);
         snprintf(output->path, sizeof output->path, "%s", path);
         snprintf(output->partial, sizeof output->partial, "%s.partial", path);
-        if (comm_rank() == 0) { /* says why a file cannot be made better than the collective open does */
-            int file = open(output->partial, O_CREAT | O_WRONLY | O_TRUNC, 0666);
-            if (file < 0)
-                die("%s: cannot be created: %s", output->partial, strerror(errno));
-            close(file);
-        }
-        error_set_unfinished(output->partial);
+        if (comm_rank() == 0)
+            output->lock = take_partial(output->partial, path, overwrite);
     }
     comm_all_ok();
+    output->compress = compress;
+    if (comm_rank() == 0)
+        inode = inode_of(output->lock);
+    comm_broadcast(&inode, sizeof inode);
+    error_set_unfinished(output->partial, inode);
     check(output, nc_create_par(output->partial, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
@@ -266,6 +312,21 @@ static int dimension(Output *output, const char *name, int64_t length) {
     return id;
 }
 
+/* Chunks are whole rows of the first dimension; a variable of less than one stays as it is. */
+static void compress_var(Output *output, int id, const char *name, const OutputVar *var) {
+    size_t chunk[OUTPUT_RANK], row;
+    check(output, nc_inq_type(output->file, type_of(var->type), NULL, &row), name);
+    for (int i = 1; i < var->rank; i++) {
+        chunk[i] = (size_t)var->length[i];
+        row *= chunk[i];
+    }
+    if (var->rank == 0 || row == 0 || (size_t)var->length[0] * row < CHUNK_BYTES)
+        return;
+    chunk[0] = row < CHUNK_BYTES ? CHUNK_BYTES / row : 1;
+    check(output, nc_def_var_chunking(output->file, id, NC_CHUNKED, chunk), name);
+    check(output, nc_def_var_deflate(output->file, id, NC_SHUFFLE, 1, output->compress), name);
+}
+
 int output_var(Output *output, const OutputVar *var) {
     char name[NC_MAX_NAME];
     int dims[OUTPUT_RANK], id, status = nc_redef(output->file);
@@ -276,6 +337,8 @@ int output_var(Output *output, const OutputVar *var) {
         dims[i] = dimension(output, var->dims[i], var->length[i]);
     check(output, nc_def_var(output->file, name, type_of(var->type), var->rank, dims, &id), name);
     check(output, nc_def_var_fill(output->file, id, NC_NOFILL, NULL), name); /* every value is written */
+    if (output->compress > 0)
+        compress_var(output, id, name, var);
     output_text(output, id, "long_name", var->long_name);
     if (var->units)
         output_text(output, id, "units", var->units);
@@ -387,6 +450,8 @@ void output_finish(Output *output) {
         }
     }
     comm_all_ok();
-    error_set_unfinished(NULL);
+    error_set_unfinished(NULL, 0);
+    if (comm_rank() == 0)
+        close(output->lock);
     free(output);
 }

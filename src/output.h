@@ -21,8 +21,10 @@ typedef struct {
     const char *long_name, *units, *coordinates; /* attributes; NULL = none */
 } OutputVar;
 
-/* Refuses an existing file unless overwrite, and a folder that cannot be written; then opens path.partial. */
-Output *output_create(const char *path, bool overwrite);
+/* Refuses an existing file unless overwrite, a folder that cannot be written, and a path.partial that another job is
+ * writing (on file systems with locks); then opens path.partial. What a killed job left there is dropped.
+ * compress: level 1 to 9 of deflate with shuffle for all but small variables, 0 = none. */
+Output *output_create(const char *path, bool overwrite, int compress);
 
 int output_var(Output *output, const OutputVar *var); /* gives the variable's id */
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
 
-from program import GOLDEN, IMAGES, LABELS, MODEL, ROOT, read, run, succeed
+from program import BINARY, ENVIRONMENT, GOLDEN, IMAGES, LABELS, MODEL, ROOT, read, run, succeed
+from test_ranks import assert_same_result
 
 SHADOWED = {"rank", "count", "mean", "std", "size", "map", "name", "values", "min", "max", "sum", "data", "dims", "all"}
 
@@ -145,6 +150,51 @@ def test_overwrite(few, tmp_path):
     succeed(tmp_path / "r.nc", "--model", MODEL, "--images", few[0], "--tsne", 0, "--overwrite")
     assert read(tmp_path / "r.nc")[1]["status"] == "complete"
     assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_a_colon_in_the_output(few, tmp_path):
+    result = run("--model", MODEL, "--images", few[0], "--tsne", 0, "--output", tmp_path / "a:b.nc", ranks=2)
+    assert result.status == 1 and len(result.lines) == 1 and "a:b.nc: holds a ':'" in result.lines[0], result.lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compress(tmp_path):
+    """The same values and attributes, in chunks of whole rows; shards end within chunks, and some ranks have none."""
+    words = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS, "--samples", 1500, "--tsne", 0)
+    plain = succeed(tmp_path / "plain.nc", *words)
+    for ranks, batch in ((3, 8), (5, 700)):
+        packed = succeed(tmp_path / f"{ranks}.nc", *words, "--compress", 1, "--batch", batch, ranks=ranks)
+        assert_same_result(read(plain), read(packed))
+        assert packed.stat().st_size < 0.8 * plain.stat().st_size
+        with netCDF4.Dataset(packed) as file:
+            saliency = file["saliency"]
+            assert saliency.filters()["shuffle"] and saliency.filters()["complevel"] == 1
+            assert saliency.chunking() == [2**18 // (28 * 28 * 4), 28, 28]
+            assert file["label"].chunking() == "contiguous"
+    refused = run(*words, "--compress", 10, "--output", tmp_path / "r.nc")
+    assert refused.status == 2 and len(refused.lines) == 1 and "--compress" in refused.lines[0]
+
+
+def test_two_jobs_one_output(few, tmp_path):
+    """The second refuses while the first runs; what the first leaves when it is killed does not stand in the way."""
+    output, partial = tmp_path / "r.nc", tmp_path / "r.nc.partial"
+    words = ["--model", MODEL, "--images", few[0], "--perplexity", 10, "--max-iter", 300, "--output", output]
+    with subprocess.Popen([str(w) for w in (BINARY, *words)], stderr=subprocess.DEVNULL,
+                          env=os.environ | ENVIRONMENT) as first:
+        try:
+            deadline = time.monotonic() + 30
+            while not (partial.exists() and partial.stat().st_size > 10000):  # it holds data: the stages have begun
+                assert first.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            first.send_signal(signal.SIGSTOP)
+            held = partial.read_bytes()
+            second = run(*words, "--quiet", ranks=2)
+            assert second.status == 1 and len(second.lines) == 1 and "r.nc.partial: another job" in second.lines[0]
+            assert first.poll() is None and partial.read_bytes() == held and not output.exists()
+        finally:
+            first.kill()  # as SIGKILL: nothing is tidied
+    assert partial.exists()
+    succeed(output, *words[:-2], ranks=2)
 
 
 def test_inspect_help_version():

@@ -72,7 +72,7 @@ target_link_libraries(bench_kernels PRIVATE core ref)
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(PYTHON AND NOT SANITIZE)
-  add_test(NAME python COMMAND ${PYTHON} -m pytest -q --no-header --durations=10 tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  add_test(NAME python COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=10 tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(python PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 2400)
 elseif(NOT SANITIZE)
   message(STATUS "No .venv (scripts/setup.sh makes it): the tests written in Python are left out")
