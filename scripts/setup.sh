@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 main() {
     install_missing
-    install_slurm
+    install_for_tests
     local python_ok=0
     make_venv || python_ok=$?
     build
@@ -48,7 +48,6 @@ protoc-c          | has_command protoc-c     | protobuf-c-compiler    | protoc-c
 onnx.proto        | has_onnx_proto           | libonnx-dev            | onnx/onnx.proto of ONNX 1.7 or newer
 ONNX test data    | has_onnx_suite           | libonnx-testdata       | backend test data of ONNX, for the tests
 cmocka            | has_header cmocka.h      | libcmocka-dev          | cmocka 1.1, for the tests
-libFuzzer         | has_fuzzer               | clang libclang-rt-14-dev | clang with libFuzzer, for the tests
 Python            | find_python              | python3 python3-venv   | Python 3.11 or newer with venv and pip (module python)
 CA certificates   | has_certificates         | ca-certificates        | CA certificates for PyPI
 TABLE
@@ -94,18 +93,21 @@ install_missing() {
     fi
 }
 
-# For the tests of slurm/*.sbatch on a cluster of their own, which are skipped without it: nobody else needs it.
-install_slurm() {
+# Some tests are skipped without these, which nobody else needs: a Slurm cluster of their own, and libFuzzer.
+install_for_tests() {
     if [[ -z ${CNNSCOPE_TESTS:-} || $(id -u) != 0 ]] || ! has_command apt-get; then
         return
     fi
-    if PATH=$PATH:/usr/sbin has_command slurmd && PATH=$PATH:/usr/sbin has_command munged; then
+    local packages=()
+    PATH=$PATH:/usr/sbin has_command slurmd && PATH=$PATH:/usr/sbin has_command munged || packages+=(slurm-wlm munge)
+    has_fuzzer 2>/dev/null || packages+=(clang libclang-rt-14-dev)
+    if ((${#packages[@]} == 0)); then
         return
     fi
-    say "installing slurm-wlm munge, for the tests"
+    say "installing ${packages[*]}, for the tests"
     export DEBIAN_FRONTEND=noninteractive
     quietly apt-get update || true
-    quietly apt-get install -y --no-install-recommends slurm-wlm munge || say "the tests on a Slurm cluster will be skipped"
+    quietly apt-get install -y --no-install-recommends "${packages[@]}" || say "the tests that need them will be skipped"
 }
 
 has_command() { command -v "$1" >/dev/null; }

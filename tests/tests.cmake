@@ -81,7 +81,12 @@ endif()
 # The parsers under libFuzzer (tests/fuzz.c), built by clang in one go, whatever compiles the rest. The kernels, which
 # only lend their names here, are taken as they are.
 find_program(CLANG clang)
-if(CLANG AND ONNX_GENERATED AND NOT SANITIZE)
+if(CLANG)
+  execute_process(COMMAND sh -c "echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' |
+                                 ${CLANG} -fsanitize=fuzzer,address -x c - -o /dev/null"
+                  RESULT_VARIABLE NO_FUZZER OUTPUT_QUIET ERROR_QUIET)
+endif()
+if(CLANG AND NOT NO_FUZZER AND ONNX_GENERATED AND NOT SANITIZE)
   set(FUZZ_SOURCES ${CORE_SOURCES})
   list(FILTER FUZZ_SOURCES INCLUDE REGEX
        "/(arena|error|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
