@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Set-up, then every test: in the Release build, those on small inputs once more under ASan and UBSan, and those of the
-# kernels on the CUDA sources, executed on the CPU, where NVIDIA's headers are.
+# Set-up, then every test: in the Release build, and those on small inputs once more under ASan and UBSan.
 #
 #     scripts/test.sh [ctest arguments, such as -R tsne]
 #
-# The last line counts all builds; the exit status is 0 when nothing failed.
+# The last line counts both builds; the exit status is 0 when nothing failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
@@ -28,23 +27,13 @@ run_tests() {
 
 CNNSCOPE_TESTS=1 CNNSCOPE_CMAKE_OPTION=-DWARNINGS_AS_ERRORS=ON scripts/setup.sh
 cmake -S . -B build-asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSANITIZE=ON >/dev/null
-folders=(build build-asan)
-if [[ -e ${CUDA_HOME:-/usr/local/cuda}/include/cuda_runtime.h ]]; then
-    cmake -S . -B build-cuda -DCUDA=HOST -DKERNELS_ONLY=ON -DWARNINGS_AS_ERRORS=ON >/dev/null
-    folders+=(build-cuda)
-fi
-for folder in "${folders[@]}"; do
+for folder in build build-asan; do
     cmake --build "$folder" --parallel "$(nproc)" | tail -n 1
 done
 
 run_tests build "$@"
 # Errors leave by longjmp or by ending the job, and MPI keeps memory to the end: leaks are not what this looks for.
 ASAN_OPTIONS=detect_leaks=0 run_tests build-asan "$@"
-if [[ " ${folders[*]} " == *" build-cuda "* ]]; then
-    run_tests build-cuda "$@"
-else
-    echo "skipped: the CUDA kernels; their tests need the headers of a CUDA toolkit (CUDA_HOME)"
-fi
 
 echo "$passed passed, $failed failed"
 ((failed == 0 && passed > 0))

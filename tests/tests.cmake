@@ -103,3 +103,11 @@ if(CLANG AND NOT NO_FUZZER AND ONNX_GENERATED AND NOT SANITIZE)
   add_test(NAME fuzz COMMAND scripts/fuzz.sh 0.01 WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(fuzz PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 300)
 endif()
+
+# The CUDA build where there is no GPU: its kernels by nvcc, and executed on the host. Each says "skipped" where NVIDIA's
+# compiler or headers are not.
+if(NOT CUDA AND NOT SANITIZE)
+  add_test(NAME cuda_compile COMMAND scripts/cuda-compile.sh WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  add_test(NAME cuda_host COMMAND scripts/cuda-host.sh ${CMAKE_BINARY_DIR} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(cuda_compile cuda_host PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1800 RUN_SERIAL ON)
+endif()

@@ -171,6 +171,12 @@ static __global__ void binary_forward(float *out, const float *a, const float *b
         out[s * sample + i] = result(kind, a[s * a_sample + at.a], b[s * b_sample + at.b]);
 }
 
+/* Whether the gradient depends on the operands. Where it does not they are not read: their memory may by then be that
+ * of another value, the gradient itself for one. */
+static __device__ __forceinline__ bool reads_operands(KBinaryKind kind) {
+    return kind != K_ADD && kind != K_SUB;
+}
+
 /* Of an operand that has the result's shape. */
 static __global__ void binary_backward(float *gradient, const float *dout, const float *a, const float *b,
                                        KBinaryKind kind, int side, Walk all, uint32_t sample, int64_t a_sample,
@@ -180,8 +186,9 @@ static __global__ void binary_backward(float *gradient, const float *dout, const
         return;
     const Offsets at = offsets_at(all, i);
     for (int64_t s = blockIdx.y; s < batch; s += gridDim.y)
-        gradient[s * sample + i] =
-            share(kind, side, dout[s * sample + i], a[s * a_sample + at.a], b[s * b_sample + at.b]);
+        gradient[s * sample + i] = reads_operands(kind) ? share(kind, side, dout[s * sample + i],
+                                                                a[s * a_sample + at.a], b[s * b_sample + at.b])
+                                                        : share(kind, side, dout[s * sample + i], 0, 0);
 }
 
 /* Of a broadcast operand of `size` numbers: a warp for each, lanes take every 32nd of its `cells` places. */
@@ -199,7 +206,8 @@ static __global__ void binary_sums(float *gradient, const float *dout, const flo
     double sum = 0;
     for (uint32_t i = (uint32_t)work_lane(); i < cells; i += 32) {
         const Offsets at = offsets_at(summed, i);
-        sum += (double)share(kind, side, dout[at.out], a[at.a], b[at.b]);
+        sum += (double)(reads_operands(kind) ? share(kind, side, dout[at.out], a[at.a], b[at.b])
+                                             : share(kind, side, dout[at.out], 0, 0));
     }
     sum = warp_sum(sum);
     if (work_lane() == 0)

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Every line of kernels/cuda without a GPU: the tests on the host executor (tests/cudahost), in five orders of threads,
+# blocks and streams; with the race detector; with ASan and UBSan; then the line coverage of kernels/cuda.
+#
+#     scripts/cuda-host.sh [FOLDER]     builds in FOLDER (build-cuda-*)
+#
+# Fails when a test does, or below 95 % of the lines. "skipped" (exit status 77) where NVIDIA's headers are not.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/env.sh
+source scripts/env.sh
+folder=${1:-.}
+
+for header in cuda_runtime.h cublas_v2.h nccl.h; do
+    if ! cc -E -x c -I "${CUDA_HOME:-/usr/local/cuda}/include" - <<<"#include <$header>" >/dev/null 2>&1; then
+        echo "skipped: no $header here (CUDA_HOME names another folder than /usr/local/cuda)"
+        exit 77
+    fi
+done
+
+# build NAME [cmake options]
+build() {
+    cmake -S . -B "$folder/build-cuda-$1" -DCMAKE_BUILD_TYPE=Release -DCUDA=HOST "${@:2}" >/dev/null
+    cmake --build "$folder/build-cuda-$1" --parallel "$(nproc)" | tail -n 1
+}
+
+test_in() {
+    ctest --test-dir "$folder/build-cuda-$1" --output-on-failure "${@:2}"
+}
+
+build host -DCMAKE_CXX_FLAGS=--coverage -DCMAKE_EXE_LINKER_FLAGS=--coverage
+find "$folder/build-cuda-host" -name '*.gcda' -delete
+test_in host
+for seed in 2 3 4 5; do
+    CUDAHOST_SEED=$seed test_in host -R 'test_(ends|linalg|ops|graph)'
+done
+build races -DKERNELS_ONLY=ON -DCUDAHOST_RACES=ON
+test_in races -E test_kernels # whose thousands of batches take the detector half an hour
+build asan -DKERNELS_ONLY=ON -DSANITIZE=ON
+test_in asan -E test_kernels
+
+echo "lines of kernels/cuda that ran:"
+find "$folder/build-cuda-host" -path '*kernels/cuda/*.gcda' -print0 |
+    xargs -0 gcov --stdout --json-format 2>/dev/null |
+    python3 -c '
+import json, sys
+ran = {}
+for text in sys.stdin:
+    for file in json.loads(text)["files"] if text.startswith("{") else []:
+        if "kernels/cuda/" in file["file"]:
+            lines = ran.setdefault(file["file"].split("/")[-1], {})
+            for line in file["lines"]:
+                number = line["line_number"]
+                lines[number] = max(lines.get(number, 0), line["count"])
+total = hit = 0
+for name, lines in sorted(ran.items()):
+    missed = [n for n, count in sorted(lines.items()) if count == 0]
+    total, hit = total + len(lines), hit + len(lines) - len(missed)
+    print(f"{name:18} {len(lines) - len(missed):4} of {len(lines):4}", *missed[:12])
+print(f"all                {hit} of {total}: {100 * hit / max(total, 1):.1f} %")
+sys.exit(not total or hit < 0.95 * total)'
