@@ -40,8 +40,8 @@ typedef struct {
     const Layers *layers; /* NULL: no features kept */
 
     bool want_value[1024], want_gradient[1024]; /* per node; of every batch */
-    bool only_mapped[1024];                     /* per node: its value is wanted for feature maps of some batches only */
-    struct LaneWork *work;                      /* per lane */
+    bool only_mapped[1024]; /* per node: its value is wanted for feature maps of some batches only */
+    struct LaneWork *work;  /* per lane */
 } Pass;
 
 /* The samples of a pass: this rank's positions, and what they are (NULL: the samples of job->shard). */

@@ -93,7 +93,8 @@ float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p
 typedef struct {
     int axes; /* 2 or 3 */
     double perplexity;
-    bool fast; /* not scikit-learn's schedule: after the exaggeration, momentum 0.9 and the rate times early_exaggeration */
+    bool
+        fast; /* not scikit-learn's schedule: after the exaggeration, momentum 0.9 and the rate times early_exaggeration */
     int max_iter;
     double early_exaggeration;
     int exaggeration_iter;
