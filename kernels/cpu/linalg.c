@@ -118,11 +118,6 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
         project_group(t + r * K, x + r * width, rows - r < GROUP ? (int)(rows - r) : GROUP, width, center, axes, K);
 }
 
-void k_round(float *out, const double *in, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        out[i] = (float)in[i];
-}
-
 bool k_eigen(double *values, double *vectors, double *matrix, int n, int k) {
     double *ascending = malloc((size_t)n * sizeof *ascending),
            *columns = malloc((size_t)n * (size_t)k * sizeof *columns);
