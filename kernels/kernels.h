@@ -327,7 +327,6 @@ void k_back_project(int64_t *high, int64_t *low, const float *x, int64_t rows, i
 
 /* t (rows, K) = (x - center) axes^T, axes (K, D). A row's result does not depend on its place. */
 void k_project(double *t, const float *x, int64_t rows, int width, const double *center, const double *axes, int K);
-void k_round(float *out, const double *in, int64_t count);
 
 /* Host memory, for the one rank that solves: values (k, descending) and vectors (k, n) of a symmetric matrix (n, n),
  * which is overwritten; false if LAPACK fails. c (m, n) = alpha a (m, k) b (k, n) + beta c, b given as (n, k) if

@@ -3,7 +3,7 @@
  * Rows stay where they are: means, then the covariance, are sums over rows, made of integers (kernels.h) so that any
  * number of ranks and threads gives the same bits. One rank solves the eigenproblem and tells the others. Up to 1024
  * columns the covariance is formed (N D^2 multiplications, three times over; D^2 numbers sent); wider layers go to
- * pca_wide.c. */
+ * pca_few.c when they have up to 1024 rows, which is where its work grows past that of pca_wide.c. */
 #include <math.h>
 #include <string.h>
 
@@ -11,7 +11,7 @@
 #include "error.h"
 #include "pca_parts.h"
 
-enum { FORMED_WIDTH_MOST = 1024, BITS_MOST = 22 };
+enum { FORMED_WIDTH_MOST = 1024, FEW_MOST = 1024, BITS_MOST = 22, PIECE_BYTES = 64 << 20 };
 
 static void check_finite(const Matrix *x, double *most);
 static void find_center(double *center, const Matrix *x, Arena *scratch, const double *most);
@@ -51,7 +51,9 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     input.samples_less_one = x->shard.total > 1 ? (double)x->shard.total - 1 : 1;
 
     double total = total_variance(&input, scratch);
-    if (D <= FORMED_WIDTH_MOST || D <= 4 * (solved + 8))
+    if (D > FORMED_WIDTH_MOST && x->shard.total <= FEW_MOST)
+        pca_few(result, &input, solved);
+    else if (D <= FORMED_WIDTH_MOST || D <= 4 * (solved + 8))
         solve_formed(result->variance, result->axes, &input, solved, x->name);
     else
         pca_wide(result->variance, result->axes, &input, solved);
@@ -65,6 +67,18 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
 
 double pca_noise(int width) {
     return 4 * width * 0x1p-52;
+}
+
+double pca_dot(const double *a, const double *b, int D) {
+    enum { SUMS = 8 };
+    double sum[SUMS] = {0}, rest = 0;
+    int whole = D / SUMS * SUMS;
+    for (int c = 0; c < whole; c += SUMS)
+        for (int l = 0; l < SUMS; l++)
+            sum[l] += a[c + l] * b[c + l];
+    for (int c = whole; c < D; c++)
+        rest += a[c] * b[c];
+    return (sum[0] + sum[4]) + (sum[1] + sum[5]) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
 }
 
 void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t count, int bits) {
@@ -198,14 +212,27 @@ static void finish_axes(Pca *result, int width, double total) {
     }
 }
 
+/* Some axes at a time: a wide layer's are as large as its features. */
 static void project(Pca *result, const Matrix *x, const double *device_center) {
-    const size_t scores = (size_t)x->shard.count * (size_t)result->components;
-    const size_t axes_bytes = (size_t)result->components * (size_t)x->width * sizeof(double);
-    double *axes = dev_alloc(axes_bytes), *t = dev_alloc(scores * sizeof *t);
-    dev_upload(axes, result->axes, axes_bytes);
-    result->scores.rows = dev_alloc(scores * sizeof(float));
-    k_project(t, x->rows, x->shard.count, x->width, device_center, axes, result->components);
-    k_round(result->scores.rows, t, (int64_t)scores);
+    const int K = result->components;
+    const size_t D = (size_t)x->width, n = (size_t)x->shard.count;
+    size_t fit = PIECE_BYTES / (D * sizeof(double)) + 1, most = fit < (size_t)K ? fit : (size_t)K;
+    Arena *scratch = arena_new();
+    double *axes = dev_alloc(most * D * sizeof *axes), *t = dev_alloc(n * most * sizeof *t);
+    double *piece = ARENA_ARRAY(scratch, double, n *most, "scores");
+    float *scores = ARENA_ARRAY(scratch, float, n *(size_t)K, "scores");
+    for (size_t from = 0; from < (size_t)K; from += most) {
+        const size_t count = (size_t)K - from < most ? (size_t)K - from : most;
+        dev_upload(axes, result->axes + from * D, count * D * sizeof *axes);
+        k_project(t, x->rows, (int64_t)n, x->width, device_center, axes, (int)count);
+        dev_download(piece, t, n * count * sizeof *t);
+        for (size_t i = 0; i < n; i++)
+            for (size_t k = 0; k < count; k++)
+                scores[i * (size_t)K + from + k] = (float)piece[i * count + k];
+    }
+    result->scores.rows = dev_alloc(n * (size_t)K * sizeof(float));
+    dev_upload(result->scores.rows, scores, n * (size_t)K * sizeof(float));
     dev_free(t);
     dev_free(axes);
+    arena_free(scratch);
 }

@@ -1,4 +1,4 @@
-/* pca_parts.h: between pca.c and pca_wide.c. */
+/* pca_parts.h: between pca.c, pca_few.c and pca_wide.c. */
 #ifndef CNNSCOPE_PCA_PARTS_H
 #define CNNSCOPE_PCA_PARTS_H
 
@@ -17,6 +17,9 @@ typedef struct {
 /* Collective. The first K eigenvalues and eigenvectors (K, D) of the covariance, without forming it. */
 void pca_wide(double *values, double *axes, const PcaInput *input, int K);
 
+/* Collective. The same into variance and axes of a result that has its center, by the products of the samples: N x N. */
+void pca_few(Pca *result, const PcaInput *input, int K);
+
 /* Collective. sum (count) <- this rank's device numbers of k_covariance or k_back_project, over all ranks, as real
  * numbers in units of 2^(-2 bits). */
 void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t count, int bits);
@@ -24,5 +27,8 @@ void pca_sum(double *sum, int64_t *device_high, int64_t *device_low, size_t coun
 /* Variances and residuals below this share of the largest variance are rounding of the products: fixed-point numbers of
  * `width` columns. */
 double pca_noise(int width);
+
+/* Of D numbers, in one order. */
+double pca_dot(const double *a, const double *b, int D);
 
 #endif

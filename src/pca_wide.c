@@ -1,4 +1,5 @@
-/* pca_wide.c: the first principal components of a matrix with too many columns for a covariance.
+/* pca_wide.c: the first principal components of a matrix with too many columns for a covariance, and too many
+ * rows for their products (pca_few.c).
  *
  * A block Krylov method with thick restarts (Rayleigh-Ritz on a growing basis; Stathopoulos & Saad 1998): each round
  * multiplies a block of K + 8 vectors by the covariance, two passes over the rows on all ranks, and the first rank adds
@@ -32,7 +33,6 @@ static bool has_converged(const Solver *solver, int found);
 static int next_block(Solver *solver, double *vectors, int found);
 static int orthonormalise(double *vectors, int count, const Solver *solver);
 static void start_block(double *vectors, int count, int D);
-static double dot(const double *a, const double *b, int D);
 
 void pca_wide(double *values, double *axes, const PcaInput *input, int K) {
     const int D = input->x->width, block = K + EXTRA;
@@ -163,7 +163,7 @@ static bool has_converged(const Solver *s, int found) {
         return false;
     for (int k = 0; k < s->K; k++) {
         const double *residual = s->residual + (size_t)k * (size_t)s->D;
-        double norm = sqrt(dot(residual, residual, s->D));
+        double norm = sqrt(pca_dot(residual, residual, s->D));
         if (norm > RESIDUAL_MOST * fmax(s->values[k], 0) + pca_noise(s->D) * s->values[0])
             return false;
     }
@@ -176,7 +176,7 @@ static int next_block(Solver *s, double *vectors, int found) {
     int count = 0;
     for (int k = 0; k < s->block && k < found; k++) {
         const double *residual = s->residual + (size_t)k * D;
-        double norm = sqrt(dot(residual, residual, s->D));
+        double norm = sqrt(pca_dot(residual, residual, s->D));
         if (norm <= 1e-14 * s->values[0])
             continue;
         for (size_t c = 0; c < D; c++)
@@ -201,11 +201,11 @@ static int orthonormalise(double *vectors, int count, const Solver *s) {
                 memcpy(v, vectors + (size_t)i * D, D * sizeof *v);
             for (int j = 0; j < kept; j++) {
                 const double *other = vectors + (size_t)j * D;
-                double share = dot(v, other, s->D);
+                double share = pca_dot(v, other, s->D);
                 for (size_t c = 0; c < D; c++)
                     v[c] -= share * other[c];
             }
-            double norm = sqrt(dot(v, v, s->D));
+            double norm = sqrt(pca_dot(v, v, s->D));
             if (norm < (pass == 0 ? 1e-8 : 0.5))
                 continue;
             for (size_t c = 0; c < D; c++)
@@ -227,20 +227,8 @@ static void start_block(double *vectors, int count, int D) {
             z = (z ^ z >> 27) * 0x94d049bb133111ebu;
             v[c] = (double)(int64_t)(z ^ z >> 31) * 0x1p-63;
         }
-        double norm = sqrt(dot(v, v, D));
+        double norm = sqrt(pca_dot(v, v, D));
         for (int c = 0; c < D; c++)
             v[c] /= norm;
     }
-}
-
-static double dot(const double *a, const double *b, int D) {
-    enum { SUMS = 8 };
-    double sum[SUMS] = {0}, rest = 0;
-    int whole = D / SUMS * SUMS;
-    for (int c = 0; c < whole; c += SUMS)
-        for (int l = 0; l < SUMS; l++)
-            sum[l] += a[c + l] * b[c + l];
-    for (int c = whole; c < D; c++)
-        rest += a[c] * b[c];
-    return (sum[0] + sum[4]) + (sum[1] + sum[5]) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
 }

@@ -1,5 +1,6 @@
 """PCA: against scikit-learn's full solver, on degenerate matrices, and the same bits for any number of ranks and
-threads. Layers of up to 1024 columns go through their covariance, wider ones through pca_wide.c."""
+threads. Layers of up to 1024 columns go through their covariance, wider ones of up to 1024 rows through
+pca_few.c, others through pca_wide.c."""
 
 from __future__ import annotations
 
@@ -23,14 +24,25 @@ def flat(n: int, d: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(n, d)).astype(np.float32)
 
 
+def steep(n: int, d: int) -> np.ndarray:
+    """Variances from 1 down to 1e-8 of the largest."""
+    g = np.random.default_rng(2)
+    left, right = (np.linalg.qr(g.normal(size=(size, 16)))[0] for size in (n, d))
+    return (left * np.geomspace(100, 0.01, 16) @ right.T).astype(np.float32)
+
+
 MATRICES = {
     "narrow": (low_rank(500, 12, 5), 3),
     "more columns than rows": (low_rank(30, 200), 10),
     "no gaps": (flat(300, 60), 20),
     "several blocks of columns": (low_rank(700, 600), 25),
-    "wide": (low_rank(300, 3000), 10),
-    "wide, no gaps": (flat(150, 1500), 8),
-    "wide, few rows": (low_rank(9, 2000), 5),
+    "wide": (low_rank(1200, 1500), 10),
+    "wide, no gaps": (flat(1030, 1100), 8),
+    "few rows": (low_rank(300, 3000), 10),
+    "few rows, several tiles": (low_rank(600, 8000), 12),
+    "few rows, no gaps": (flat(150, 1500), 8),
+    "few rows, steep": (steep(60, 2000), 15),
+    "very few rows": (low_rank(9, 2000), 5),
     "far from zero": (1e5 + flat(400, 7), 4),
     "unequal columns": (flat(400, 5) * np.array([1, 1e-3, 1e3, 1, 10], np.float32), 5),
 }
@@ -69,7 +81,8 @@ def test_pixels(tmp_path: Path, mnist: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_allclose(got.axes, full.components_, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["narrow", "several blocks of columns", "wide", "wide, few rows"])
+@pytest.mark.parametrize("name", ["narrow", "several blocks of columns", "wide", "few rows",
+                                  "few rows, several tiles", "few rows, steep", "very few rows"])
 def test_same_bits(tmp_path: Path, name: str) -> None:
     x, k = MATRICES[name]
     one = pca(tmp_path, x, k)

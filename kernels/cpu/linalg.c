@@ -116,10 +116,6 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
         project_group(t + r * K, x + r * width, rows - r < GROUP ? (int)(rows - r) : GROUP, width, center, axes, K);
 }
 
-void k_round(float *out, const double *in, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        out[i] = (float)in[i];
-}
 
 /* high, low (a.count, b.count) with `stride` <- sums over all rows of a^T b. */
 static void exact_block(int64_t *high, int64_t *low, int stride, Columns a, Columns b, int64_t rows, int bits,

@@ -242,13 +242,3 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
     gpu_launch(project, dim3(gpu_blocks(rows, TILE_ROWS), gpu_blocks(K, COLUMNS)), TILE_THREADS, 0,
                gpu_own_lane()->stream, t, x, rows, width, center, axes, K);
 }
-
-static __global__ void round_numbers(float *out, const double *in, int64_t count) {
-    const int64_t i = (int64_t)blockIdx.x * WORK_THREADS + threadIdx.x;
-    if (i < count)
-        out[i] = (float)in[i];
-}
-
-void k_round(float *out, const double *in, int64_t count) {
-    gpu_launch(round_numbers, gpu_blocks(count, WORK_THREADS), WORK_THREADS, 0, gpu_own_lane()->stream, out, in, count);
-}
