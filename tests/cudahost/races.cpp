@@ -1,9 +1,10 @@
 /* races.cpp: watches every access of a kernel to device and shared memory, when built with CUDAHOST_RACES.
  *
  * The .cu files are then compiled with -fsanitize=thread, which puts a call in front of each load and store; the calls
- * are defined here instead of by the compiler's library. For each byte is kept who wrote and who read it last, and what
- * orders two threads is CUDA's own: the end of a launch, a barrier within a block, a warp operation within a warp. Blocks
- * of one launch are never ordered. So a race is found whatever the order was, once both accesses happen.
+ * are defined here instead of by the compiler's library. For each byte (of an aligned word: for its first, which is
+ * four times as fast) is kept who wrote and who read it last, and what orders two threads is CUDA's own: the end of a
+ * launch, a barrier within a block, a warp operation within a warp. Blocks of one launch are never ordered. So a race is
+ * found whatever the order was, once both accesses happen.
  * Found too: any byte past an allocation, host memory, and shared memory read before it is written. The line of the
  * access is printed unless CUDAHOST_NO_LINES is set: finding it takes half a second. */
 #include <dlfcn.h>
@@ -154,7 +155,8 @@ static void watch(const void *address, size_t bytes, Access access, const void *
                    p, bytes, from);
         return;
     }
-    for (size_t i = 0; i < bytes; i++) {
+    const size_t step = bytes % 4 == 0 && (uintptr_t)p % 4 == 0 ? 4 : 1;
+    for (size_t i = 0; i < bytes; i += step) {
         if (shared && access != WRITE && (cells[i].epoch != blocks || !cells[i].written))
             report("shared memory is read before it is written", p, bytes, from);
         const char *wrong = note(&cells[i], shared ? blocks : launches, access);
