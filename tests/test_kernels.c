@@ -316,6 +316,35 @@ static void test_max_pool_ties(void **state) {
     lane_free(lane);
 }
 
+/* Equal largest values of a plane, in all positions to each other: the first gets the gradient; a NaN wins. */
+static void test_global_max_ties(void **state) {
+    (void)state;
+    enum { PLANES = 5, PIXELS = 70 };
+    static const int largest[PLANES][2] = {{0, 69}, {3, 35}, {33, 34}, {64, 68}, {40, 41}};
+    float x[PLANES * PIXELS], dy[PLANES], y[PLANES], dx[PLANES * PIXELS];
+    for (int i = 0; i < PLANES * PIXELS; i++)
+        x[i] = (float)(-1 - i % 7);
+    for (int i = 0; i < PLANES; i++) {
+        x[i * PIXELS + largest[i][0]] = x[i * PIXELS + largest[i][1]] = 4;
+        dy[i] = (float)(i + 1);
+    }
+    x[4 * PIXELS + 50] = NAN;
+    Lane *lane = lane_new(64);
+    float *on_x = device_new(x, sizeof x), *on_dy = device_new(dy, sizeof dy);
+    float *on_y = device_new(NULL, sizeof y), *on_dx = device_new(NULL, sizeof dx);
+    k_global_max_forward(lane, on_y, on_x, 1, PLANES, PIXELS);
+    k_global_max_backward(lane, on_dx, on_dy, on_x, 1, PLANES, PIXELS);
+    device_take(lane, y, on_y, sizeof y);
+    device_take(lane, dx, on_dx, sizeof dx);
+    for (int i = 0; i < PLANES; i++) {
+        assert_true(i == 4 ? isnan(y[i]) : y[i] == 4);
+        for (int p = 0; p < PIXELS; p++)
+            assert_true(dx[i * PIXELS + p] == (p == (i == 4 ? 50 : largest[i][0]) ? dy[i] : 0));
+    }
+    dev_free(on_x), dev_free(on_dy);
+    lane_free(lane);
+}
+
 static int run_at(int level) {
     dev_start(0, 2);
     dev_limit_isa(level);
@@ -325,6 +354,7 @@ static int run_at(int level) {
         cmocka_unit_test(test_adjoint),         cmocka_unit_test(test_finite_differences),
         cmocka_unit_test(test_batch_and_place), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_fused_pair),      cmocka_unit_test(test_max_pool_ties),
+        cmocka_unit_test(test_global_max_ties),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -140,6 +140,7 @@ static const Case cases[] = {
     PAIR(OP_SUB, WITH_SAME, CHW(3, 3, 4)),
     PAIR(OP_SUB, WITH_POOLED, CHW(20, 3, 4)),
     PAIR(OP_MUL, WITH_POOLED, CHW(20, 3, 4)),
+    PAIR(OP_MUL, WITH_POOLED, CHW(3, 9, 8)),
     {.node = {.op = OP_MUL}, .shape = CHW(20, 3, 4), .second = WITH_POOLED, .swapped = true},
     PAIR(OP_MUL, WITH_SAME, CHW(16, 2, 3)),
     PAIR(OP_MUL, WITH_ITSELF, CHW(7, 2, 3)),
