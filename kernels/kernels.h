@@ -319,67 +319,97 @@ void k_dense_product(double *c, const double *a, const double *b, bool transpose
 
 /* ---- t-SNE (tsne.c, tsne_affinity.c) -----------------------------------------------------------------------------
  * Points are in an order where near ones stand together, in blocks of 16, the lanes; the last block is padded. x is
- * (blocks, D, 16), y (blocks, A, 16), both of all points; a rank owns `count` whole blocks from `first`, and what is
- * said to be "of the rank" has these only. Blocks past the points are legal and empty.
- * No result depends on first and count, so none depends on the number of ranks. */
-enum { TSNE_BLOCK = 16 };
+ * (blocks, D, 16), y (blocks, A, 16), both of all points. A rank owns `count` whole blocks of rows, the same number on
+ * every rank, from `first`: their distributions, and their part of the state of the descent. Blocks past the points are
+ * legal and empty.
+ *
+ * What is summed over pairs (P, forces) is worked on by pairs of tiles of 512 points, each by one rank, for both of its
+ * points; pairs of tiles have numbers from 0 to k_tsne_tiles - 1. What a pair of tiles gives is rounded to whole units
+ * before it is added, to sums of all points: sums of integers are exact, so neither the number of ranks nor that of
+ * threads changes a bit, however the work is dealt. */
+enum { TSNE_BLOCK = 16, TSNE_TILE = 512 };
 
 typedef struct {
     int64_t points;       /* N */
-    int64_t first, count; /* blocks of this rank */
+    int64_t first, count; /* blocks of this rank's rows */
     int width, axes;      /* D, A */
+    int part, parts;      /* this rank, and ranks: together they own parts * count blocks */
 } TsneShape;
+
+int64_t k_tsne_tiles(int64_t points);
 
 /* What a row knows of its own distribution: c(j|i) = exp(-beta_i (d_ij - low_i)) * scale_i, sum over j != i is 1. */
 enum { TSNE_ROW_BETA, TSNE_ROW_LOW, TSNE_ROW_SCALE, TSNE_ROW_NUMBERS };
 
-/* P of the rank's rows: for each block the columns where any of its 16 rows keeps a pair. */
+/* 16 x 16 pairs of P. Diagonal s pairs row l of block `row` of the row tile with row (l + s) modulo 16 of block `column`
+ * of the column tile; bit l of its mask: the pair is kept. Each pair is in one cell only. */
 typedef struct {
-    int64_t *start;   /* (count + 1) */
-    uint32_t *column; /* (start[count]) points, ascending in each block */
-    float *value;     /* (start[count], 16), zero where that row does not keep the pair */
+    uint16_t mask[TSNE_BLOCK];
+    uint8_t row, column;
+} TsneCell;
+
+/* The rank's share of P: cells that keep any pair, and p of the kept pairs, in the order of their bits. */
+typedef struct {
+    int64_t tiles;                     /* pairs of tiles */
+    int64_t *tile;                     /* (tiles) their numbers */
+    int64_t *cell_start, *value_start; /* (tiles + 1) */
+    TsneCell *cell;                    /* (cell_start[tiles]) */
+    float *value;                      /* (value_start[tiles] + TSNE_BLOCK): the last ones are read, and not used */
 } TsneAffinities;
 
 typedef struct {
-    double kept[TSNE_BLOCK], dropped[TSNE_BLOCK]; /* per row: sums of c(j|i) + c(i|j), 2N times the p */
-    double p_log_p;                               /* sum over the kept pairs of the block */
-    int64_t entries;                              /* pairs kept in the block */
-} TsneBlockSums;
+    int64_t cells, values; /* of a pair of tiles */
+} TsneTileSize;
+
+/* Sums over the kept and the dropped pairs of P, in units: of each row's c(j|i) + c(i|j) = 2N p, and of the unordered
+ * pairs' p ln p. */
+typedef struct {
+    int64_t *kept, *dropped; /* (N), in units of k_tsne_kept_unit and TSNE_DROPPED_UNIT */
+    int64_t *p_log_p;        /* (1), TSNE_LOG_UNIT */
+} TsneAffinitySums;
+double k_tsne_kept_unit(int64_t points);
+#define TSNE_DROPPED_UNIT 0x1p-84 /* for `least` <= 2^-24 / N: a row's sum stays below 2^-22 */
+#define TSNE_LOG_UNIT 0x1p-53     /* |p ln p| and |p ln w| stay below 2^9 in all */
 
 /* packed (ceil(rows / 16), D, 16) <- x (rows, D), times scale (a power of two). */
 void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float scale);
 
-/* Bytes of scratch for the three below. They work on blocks [shape->first, + shape->count). */
+/* Bytes of scratch for the three below. */
 size_t k_tsne_affinity_scratch(int64_t points, int width);
-/* rows (count, TSNE_ROW_NUMBERS, 16): entropy of each row's distribution = ln(perplexity) to 1e-6, where it can be. */
+/* rows (count, TSNE_ROW_NUMBERS, 16) of blocks [shape->first, + shape->count): entropy of each row's distribution =
+ * ln(perplexity) to 1e-6, where it can be. */
 void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch);
-/* columns (count): of each block; rows: of all blocks; a pair is kept where c(j|i) or c(i|j) is at least `least`. */
-void k_tsne_count(int64_t *columns, const float *x, const float *rows, const TsneShape *shape, float least,
-                  void *scratch);
-/* affinities and sums (count) from affinities->start, which follows from the columns. */
-void k_tsne_fill(const TsneAffinities *affinities, TsneBlockSums *sums, const float *x, const float *rows,
-                 const TsneShape *shape, float least, void *scratch);
+/* sizes (tiles) of the pairs of tiles number from, from + step, from + 2 step, ...; rows: of all blocks; a pair is kept
+ * where c(j|i) or c(i|j) is at least `least`. */
+void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+                  int64_t step, int64_t tiles, float least, void *scratch);
+/* affinities (all but cell and value given) of its places [from, to), whose sums are added. */
+void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
+                 const float *rows, const TsneShape *shape, float least, void *scratch);
 
-/* force (count, A, 16) of the rank: sum over all pairs of w^2 (y_i - y_j); z (count): sums of w over a share of the
- * pairs, such that all blocks together have every ordered pair once. Fixed-point numbers, in units of
- * k_tsne_force_unit and k_tsne_z_unit: sums of integers are exact in any order. */
-size_t k_tsne_repulsion_scratch(const TsneShape *shape);
-double k_tsne_force_unit(int64_t points);
-double k_tsne_z_unit(int64_t points);
-void k_tsne_repulsion(int64_t *force, int64_t *z, const float *y, const TsneShape *shape, void *scratch);
+/* Forces on all points as this rank's pairs give them: for each part (count, 2, A, 16), the repulsion
+ * sum of w^2 (y_i - y_j) and the attraction sum of p w (y_i - y_j) of each block, then TSNE_TOTALS, the same in each
+ * part: sums of w over all unordered pairs, and of - p ln w. Added up over the ranks, a rank needs only its own part, and
+ * gets the totals with it. k_tsne_sums: their number in a part. */
+enum { TSNE_TOTAL_W, TSNE_TOTAL_CROSS, TSNE_TOTALS };
+int64_t k_tsne_sums(const TsneShape *shape);
+double k_tsne_force_unit(int64_t points); /* of the repulsion */
+double k_tsne_w_unit(int64_t points);
+#define TSNE_PULL_UNIT 0x1p-62 /* of the attraction, which is below 0.55 on any point; and TSNE_LOG_UNIT */
 
-/* force (count, A, 16) of the rank: sum of p w (y_i - y_j). cross (count), if not NULL: - sum of p ln w. */
-void k_tsne_attraction(double *force, double *cross, const TsneAffinities *affinities, const float *y,
-                       const TsneShape *shape);
+/* repulsion sets all of sums (parts, k_tsne_sums), attraction adds to them, with - p ln w if asked for. */
+size_t k_tsne_scratch(const TsneShape *shape);
+void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *scratch);
+void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
+                       const TsneShape *shape, void *scratch);
 
 typedef struct {
     double exaggeration, momentum, learning_rate;
 } TsneStep;
 
 /* One step of gradient descent with gains, on the rank's part y_mine (count, A, 16) of the map, its update and gains;
- * z (z_blocks): of all ranks. norm (count), if not NULL: sums of (gain * gradient)^2. */
-void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const double *attraction,
-                   const int64_t *repulsion, const int64_t *z, int64_t z_blocks, const TsneShape *shape,
-                   const TsneStep *step);
+ * sums (k_tsne_sums): of all ranks, this rank's part. norm (count), if not NULL: sums of (gain * gradient)^2. */
+void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
+                   const TsneShape *shape, const TsneStep *step);
 
 #endif

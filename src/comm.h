@@ -30,5 +30,8 @@ void comm_barrier(void);
 /* Collective. Device memory (comm_mpi.c | comm_nccl.c): equal blocks, in rank order; mine may lie inside all, in its
  * own place. */
 void comm_all_gather_device(void *all, const void *mine, size_t bytes_each);
+/* mine (count_each) <- the sum over all ranks of their all (comm_size(), count_each), this rank's block of it; exact. mine
+ * does not overlap all, and all is undefined afterwards. */
+void comm_reduce_scatter_device(int64_t *mine, int64_t *all, size_t count_each);
 
 #endif

@@ -91,6 +91,13 @@ void progress_say(const char *format, ...) {
     fputc('\n', stderr);
 }
 
+void progress_part(const char *name, double seconds) {
+    if (stage_count == STAGES_MAX)
+        return;
+    snprintf(stages[stage_count].name, NAME_BYTES, "%s", name);
+    stages[stage_count++].seconds = seconds;
+}
+
 int progress_stages(void) {
     return stage_count;
 }

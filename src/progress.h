@@ -18,7 +18,10 @@ void progress_end(const char *note);
 /* One line for the person who runs the job, between stages. */
 void progress_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-int progress_stages(void); /* finished ones */
+/* After a stage: seconds that a part of it took, kept as those of a stage of that name. */
+void progress_part(const char *name, double seconds);
+
+int progress_stages(void); /* finished ones, and their parts */
 const char *progress_stage(int index, double *seconds);
 
 #endif

@@ -110,6 +110,7 @@ typedef struct {
     double learning_rate;                       /* used */
     double affinity_sum, affinity_dropped_mass; /* total of P as kept; largest share dropped from a row */
     int64_t affinity_nonzeros;
+    double bytes; /* of memory, at most at one time, on the rank that takes most: as predicted before P was made */
 } TsneResult;
 
 /* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and

@@ -27,8 +27,9 @@ static void prepare_descent(TsneRun *run, const float *start);
 static void descend(TsneRun *run, TsneResult *result);
 static void reset_momentum(TsneRun *run);
 static void find_forces(TsneRun *run, bool want_cross);
+static double count_seconds(TsneRun *run, TsnePart part, double since);
 static double divergence(TsneRun *run);
-static double sum_over_blocks(TsneRun *run);
+static double gradient_norm(TsneRun *run);
 static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena);
 static void run_free(TsneRun *run);
 
@@ -39,10 +40,14 @@ void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start,
     comm_all_ok();
     int64_t blocks = (run.points + TSNE_BLOCK - 1) / TSNE_BLOCK, each = (blocks + comm_size() - 1) / comm_size();
     run.all_blocks = each * comm_size();
-    run.shape = (TsneShape){run.points, each * comm_rank(), each, x->width, options->axes};
+    run.shape = (TsneShape){run.points, each * comm_rank(), each, x->width, options->axes, comm_rank(), comm_size()};
     int checks = options->max_iter / CHECK_EVERY;
     *result = (TsneResult){.check_iterations = ARENA_ARRAY(arena, int, checks, "t-SNE history"),
                            .kl_history = ARENA_ARRAY(arena, double, checks, "t-SNE history")};
+    double least = -(double)dev_available() / comm_local_size();
+    comm_max(&least, 1);
+    run.free_bytes = -least;
+    tsne_refuse_too_large(&run, &(TsneTileSize){0, 0}, &(TsneTileSize){0, 0});
     tsne_gather_points(&run);
     tsne_find_affinities(&run, result);
     prepare_descent(&run, start);
@@ -75,11 +80,10 @@ static void prepare_descent(TsneRun *run, const float *start) {
     dev_upload(run->y, y, map_bytes);
     run->update = dev_alloc((size_t)(count * block) * sizeof(float));
     run->gains = dev_alloc((size_t)(count * block) * sizeof(float));
-    run->attraction = dev_alloc((size_t)(count * block) * sizeof(double));
-    run->repulsion = dev_alloc((size_t)(count * block) * sizeof(int64_t));
-    run->z = dev_alloc((size_t)run->all_blocks * sizeof(int64_t));
-    run->partial = dev_alloc((size_t)count * sizeof(double));
-    run->scratch = dev_alloc(k_tsne_repulsion_scratch(&run->shape));
+    run->sums = dev_alloc((size_t)(comm_size() * k_tsne_sums(&run->shape)) * sizeof(int64_t));
+    run->sums_mine = dev_alloc((size_t)k_tsne_sums(&run->shape) * sizeof(int64_t));
+    run->norm = dev_alloc((size_t)count * sizeof(double));
+    run->scratch = dev_alloc(k_tsne_scratch(&run->shape));
 }
 
 /* scikit-learn's schedule and its rule for stopping. Phase 1 judges by the error against the exaggerated P, which grows
@@ -123,11 +127,13 @@ static void descend(TsneRun *run, TsneResult *result) {
                 best_iteration = it;
             }
         }
-        k_tsne_update(mine, run->update, run->gains, check ? run->partial : NULL, run->attraction, run->repulsion,
-                      run->z, run->all_blocks, &run->shape, &step);
+        double since = progress_now();
+        k_tsne_update(mine, run->update, run->gains, check ? run->norm : NULL, run->sums_mine, &run->shape, &step);
+        since = count_seconds(run, TSNE_UPDATE, since);
         comm_all_gather_device(run->y, mine, map_bytes);
+        count_seconds(run, TSNE_COMMUNICATION, since);
         if (check)
-            stopped = it - best_iteration > patience || sqrt(sum_over_blocks(run)) <= GRADIENT_LEAST;
+            stopped = it - best_iteration > patience || gradient_norm(run) <= GRADIENT_LEAST;
         progress_at(it + 1, note);
     }
     result->iterations = it;
@@ -135,6 +141,11 @@ static void descend(TsneRun *run, TsneResult *result) {
     result->kl = divergence(run);
     snprintf(note, sizeof note, "KL %.4f", result->kl);
     progress_end(note);
+    static const char *const parts[TSNE_PARTS] = {"repulsion", "attraction", "update", "communication"};
+    for (int i = 0; i < TSNE_PARTS; i++) {
+        snprintf(stage, sizeof stage, "tsne %s %s", run->name, parts[i]);
+        progress_part(stage, run->seconds[i]);
+    }
 }
 
 static void reset_momentum(TsneRun *run) {
@@ -149,39 +160,46 @@ static void reset_momentum(TsneRun *run) {
 }
 
 static void find_forces(TsneRun *run, bool want_cross) {
-    int64_t *z = run->z + run->shape.first;
-    k_tsne_repulsion(run->repulsion, z, run->y, &run->shape, run->scratch);
-    k_tsne_attraction(run->attraction, want_cross ? run->partial : NULL, &run->affinities, run->y, &run->shape);
-    comm_all_gather_device(run->z, z, (size_t)run->shape.count * sizeof *z);
+    double since = progress_now();
+    k_tsne_repulsion(run->sums, run->y, &run->shape, run->scratch);
+    since = count_seconds(run, TSNE_REPULSION, since);
+    k_tsne_attraction(run->sums, &run->affinities, want_cross, run->y, &run->shape, run->scratch);
+    since = count_seconds(run, TSNE_ATTRACTION, since);
+    comm_reduce_scatter_device(run->sums_mine, run->sums, (size_t)k_tsne_sums(&run->shape));
+    count_seconds(run, TSNE_COMMUNICATION, since);
+}
+
+/* Returns the time. */
+static double count_seconds(TsneRun *run, TsnePart part, double since) {
+    const double now = progress_now();
+    run->seconds[part] += now - since;
+    return now;
 }
 
 /* KL(P || Q) = sum p ln p - sum p ln w + ln(sum w) sum p, of the map that find_forces saw. The first rank's number
  * counts: nodes may have different versions of libm. */
 static double divergence(TsneRun *run) {
-    Arena *arena = arena_new();
-    int64_t *z = ARENA_ARRAY(arena, int64_t, run->all_blocks, "sums of w");
-    dev_download(z, run->z, (size_t)run->all_blocks * sizeof *z);
-    double z_sum = 0;
-    for (int64_t b = 0; b < run->all_blocks; b++)
-        z_sum += (double)z[b];
-    arena_free(arena);
-    double kl = run->p_log_p + sum_over_blocks(run) + log(z_sum * k_tsne_z_unit(run->points)) * run->p_sum;
+    int64_t totals[TSNE_TOTALS];
+    dev_download(totals, run->sums_mine + k_tsne_sums(&run->shape) - TSNE_TOTALS, sizeof totals);
+    double w_sum = 2 * (double)totals[TSNE_TOTAL_W] * k_tsne_w_unit(run->points);
+    double cross = 2 * (double)totals[TSNE_TOTAL_CROSS] * TSNE_LOG_UNIT;
+    double kl = run->p_log_p + cross + log(w_sum) * run->p_sum;
     comm_broadcast(&kl, sizeof kl);
     tsne_check_finite(run, kl, "the map flew apart; use a smaller --learning-rate or --early-exaggeration");
     return kl;
 }
 
-/* Of run->partial, in the order of the blocks. */
-static double sum_over_blocks(TsneRun *run) {
+/* Squares are added in the order of the blocks. */
+static double gradient_norm(TsneRun *run) {
     Arena *arena = arena_new();
     double *all = ARENA_ARRAY(arena, double, run->all_blocks, "sums of blocks");
-    dev_download(all + run->shape.first, run->partial, (size_t)run->shape.count * sizeof *all);
+    dev_download(all + run->shape.first, run->norm, (size_t)run->shape.count * sizeof *all);
     comm_all_gather(all, all + run->shape.first, (size_t)run->shape.count * sizeof *all);
     double sum = 0;
     for (int64_t b = 0; b < run->all_blocks; b++)
         sum += all[b];
     arena_free(arena);
-    return sum;
+    return sqrt(sum);
 }
 
 static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena) {
@@ -196,16 +214,17 @@ static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena) {
 }
 
 static void run_free(TsneRun *run) {
-    void *on_device[] = {run->affinities.start,
-                         run->affinities.column,
+    void *on_device[] = {run->affinities.tile,
+                         run->affinities.cell_start,
+                         run->affinities.value_start,
+                         run->affinities.cell,
                          run->affinities.value,
                          run->y,
                          run->update,
                          run->gains,
-                         run->attraction,
-                         run->repulsion,
-                         run->z,
-                         run->partial,
+                         run->sums,
+                         run->sums_mine,
+                         run->norm,
                          run->scratch};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         dev_free(on_device[i]);

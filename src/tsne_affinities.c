@@ -1,8 +1,9 @@
 /* tsne_affinities.c: the points of a t-SNE on every rank, and the rank's rows of P.
  *
- * P is of all pairs. Three passes over the distances, none of which exchanges P: each row's own distribution; after a
- * gather of three numbers a row, how many columns each block keeps; their values. Between the last two it is known what
- * P takes, and too much is refused before anything is allocated. */
+ * P is of all pairs. Three passes over the distances, none of which exchanges P: each row's own distribution, by the
+ * owner of the row; after a gather of three numbers a row, how many pairs each pair of tiles keeps; their values. Between
+ * the last two it is known what P takes: tiles are dealt so that ranks have equal shares, and too much is refused before
+ * anything is allocated. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,11 +19,13 @@ static const double AFFINITY_LEAST = 0x1p-24;
 
 static float find_scale(const TsneRun *run, const float *all);
 static void find_rows(TsneRun *run);
-static int64_t count_columns(TsneRun *run, void *scratch);
-static void sum_affinities(TsneRun *run, TsneResult *result, const TsneBlockSums *sums);
-static void refuse_too_large(const TsneRun *run, int64_t columns);
+static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch);
+static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *sizes);
+static void fill_affinities(TsneRun *run, TsneResult *result, void *scratch);
+static float least_affinity(const TsneRun *run);
 static TsneShape piece_of(const TsneRun *run, int64_t from);
-static void show_affinities(const TsneRun *run, int pass, int64_t blocks);
+static int64_t tiles_in_piece(const TsneRun *run);
+static void show_affinities(const TsneRun *run, int pass, double share);
 
 void tsne_gather_points(TsneRun *run) {
     const Matrix *x = run->x;
@@ -57,31 +60,24 @@ void tsne_gather_points(TsneRun *run) {
 void tsne_find_affinities(TsneRun *run, TsneResult *result) {
     find_rows(run);
     void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
-    int64_t columns = count_columns(run, scratch);
-    refuse_too_large(run, columns);
-    run->affinities.column = dev_alloc((size_t)columns * sizeof(uint32_t));
-    run->affinities.value = dev_alloc((size_t)columns * TSNE_BLOCK * sizeof(float));
-    TsneBlockSums *sums = dev_alloc((size_t)run->shape.count * sizeof *sums);
-    for (int64_t from = 0; from < run->shape.count;) {
-        TsneShape piece = piece_of(run, from);
-        TsneAffinities part = run->affinities;
-        part.start += from;
-        k_tsne_fill(&part, sums + from, run->packed, run->rows, &piece, (float)(AFFINITY_LEAST / (double)run->points),
-                    scratch);
-        show_affinities(run, 2, from += piece.count);
-    }
-    sum_affinities(run, result, sums);
-    dev_free(sums);
+    const int64_t all_tiles = k_tsne_tiles(run->points);
+    Arena *arena = arena_new();
+    TsneTileSize *sizes = ARENA_ARRAY(arena, TsneTileSize, all_tiles, "tiles of P");
+    count_pairs(run, sizes, scratch);
+    TsneTileSize most = deal_tiles(run, arena, sizes);
+    for (int64_t t = 0; t < all_tiles; t++)
+        result->affinity_nonzeros += 2 * sizes[t].values;
+    arena_free(arena);
+    fill_affinities(run, result, scratch);
     dev_free(scratch);
     dev_free(run->packed);
     dev_free(run->rows);
     run->packed = run->rows = NULL;
-    int64_t most = columns;
-    comm_max_int64(&most, 1);
     char note[160];
+    const double bytes = (double)most.cells * sizeof(TsneCell) + (double)most.values * sizeof(float);
     snprintf(note, sizeof note, "%.0f neighbours a point, %.1f MiB a rank",
-             (double)result->affinity_nonzeros / (double)run->points,
-             (double)most * (double)(sizeof(uint32_t) + TSNE_BLOCK * sizeof(float)) / 0x1p20);
+             (double)result->affinity_nonzeros / (double)run->points, bytes / 0x1p20);
+    result->bytes = tsne_bytes(run, most);
     progress_end(note);
 }
 
@@ -112,78 +108,107 @@ static void find_rows(TsneRun *run) {
         TsneShape piece = piece_of(run, from);
         k_tsne_search(run->rows + piece.first * TSNE_ROW_NUMBERS * TSNE_BLOCK, run->packed, &piece,
                       run->options->perplexity, scratch);
-        show_affinities(run, 0, from += piece.count);
+        from += piece.count;
+        show_affinities(run, 0, (double)from / (double)run->shape.count);
     }
     dev_free(scratch);
     float *mine = run->rows + run->shape.first * TSNE_ROW_NUMBERS * TSNE_BLOCK;
     comm_all_gather_device(run->rows, mine, (size_t)run->shape.count * block_bytes);
 }
 
-/* Sets where each block's columns start, and gives their total on this rank. */
-static int64_t count_columns(TsneRun *run, void *scratch) {
-    const int64_t count = run->shape.count;
-    int64_t *on_device = dev_alloc((size_t)count * sizeof(int64_t));
-    for (int64_t from = 0; from < count;) {
-        TsneShape piece = piece_of(run, from);
-        k_tsne_count(on_device + from, run->packed, run->rows, &piece, (float)(AFFINITY_LEAST / (double)run->points),
-                     scratch);
-        show_affinities(run, 1, from += piece.count);
+/* sizes (all pairs of tiles), on every rank. */
+static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch) {
+    const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts, piece = tiles_in_piece(run);
+    Arena *arena = arena_new();
+    TsneTileSize *mine = ARENA_ARRAY(arena, TsneTileSize, piece, "tiles of P");
+    TsneTileSize *on_device = dev_alloc((size_t)piece * sizeof *on_device);
+    for (int64_t from = run->shape.part; from < all_tiles; from += piece * ranks) {
+        int64_t left = (all_tiles - from + ranks - 1) / ranks, count = left < piece ? left : piece;
+        k_tsne_count(on_device, run->packed, run->rows, &run->shape, from, ranks, count, least_affinity(run), scratch);
+        dev_download(mine, on_device, (size_t)count * sizeof *mine);
+        for (int64_t t = 0; t < count; t++)
+            sizes[from + t * ranks] = mine[t];
+        show_affinities(run, 1, (double)from / (double)all_tiles);
     }
-    int64_t *start = ARENA_ARRAY(run->arena, int64_t, count + 1, "blocks of P");
-    dev_download(start + 1, on_device, (size_t)count * sizeof(int64_t));
-    for (int64_t b = 0; b < count; b++)
-        start[b + 1] += start[b];
     dev_free(on_device);
-    run->affinities.start = dev_alloc((size_t)(count + 1) * sizeof(int64_t));
-    dev_upload(run->affinities.start, start, (size_t)(count + 1) * sizeof(int64_t));
-    return start[count];
+    arena_free(arena);
+    comm_sum_int64(&sizes[0].cells, (size_t)all_tiles * (sizeof *sizes / sizeof(int64_t)));
 }
 
-static void refuse_too_large(const TsneRun *run, int64_t columns) {
-    const double column_bytes = sizeof(uint32_t) + TSNE_BLOCK * sizeof(float);
-    int64_t total = columns, most = columns;
-    comm_sum_int64(&total, 1);
-    comm_max_int64(&most, 1);
-    double here = (double)dev_available() / comm_local_size();
-    double least = -here;
-    comm_max(&least, 1);
-    const double needed = (double)most * column_bytes, free_bytes = fmax(-least, 1), ratio = needed / free_bytes;
-    if (!error_caught() && ratio > 1)
-        die("t-SNE of %s: the affinities of %lld samples take %.2f GiB, %.2f GiB on a rank that has %.2f GiB left; use "
-            "%.0f "
-            "ranks with as much memory each, or --tsne-samples %lld, or a smaller --pre-pca",
-            run->name, (long long)run->points, (double)total * column_bytes / 0x1p30, needed / 0x1p30,
-            free_bytes / 0x1p30, ceil(ratio * comm_size()), (long long)((double)run->points / sqrt(ratio)));
-    comm_all_ok();
+/* Deals the pairs of tiles to the ranks, in the order of their numbers, each to the rank that has least so far: those near
+ * the diagonal are many times as full as others. Allocates this rank's P; gives the size of the largest share. */
+static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *sizes) {
+    const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts;
+    TsneTileSize *dealt = ARENA_ARRAY(arena, TsneTileSize, ranks, "tiles of P"), most = {0, 0}, total = {0, 0};
+    int64_t *tile = ARENA_ARRAY(arena, int64_t, all_tiles, "tiles of P"), tiles = 0;
+    int64_t *cell_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
+    int64_t *value_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
+    for (int64_t t = 0; t < all_tiles; t++) {
+        int64_t to = 0;
+        for (int64_t r = 1; r < ranks; r++)
+            to = dealt[r].cells < dealt[to].cells ? r : to;
+        dealt[to].cells += sizes[t].cells;
+        dealt[to].values += sizes[t].values;
+        if (to != run->shape.part || sizes[t].cells == 0)
+            continue;
+        tile[tiles] = t;
+        cell_start[tiles + 1] = cell_start[tiles] + sizes[t].cells;
+        value_start[tiles + 1] = value_start[tiles] + sizes[t].values;
+        tiles++;
+    }
+    for (int64_t r = 0; r < ranks; r++) {
+        total = (TsneTileSize){total.cells + dealt[r].cells, total.values + dealt[r].values};
+        most.cells = dealt[r].cells > most.cells ? dealt[r].cells : most.cells;
+        most.values = dealt[r].values > most.values ? dealt[r].values : most.values;
+    }
+    tsne_refuse_too_large(run, &total, &most);
+    TsneAffinities *a = &run->affinities;
+    const size_t start_bytes = (size_t)(tiles + 1) * sizeof(int64_t);
+    *a = (TsneAffinities){tiles,
+                          dev_alloc((size_t)tiles * sizeof(int64_t)),
+                          dev_alloc(start_bytes),
+                          dev_alloc(start_bytes),
+                          dev_alloc((size_t)cell_start[tiles] * sizeof(TsneCell)),
+                          dev_alloc((size_t)(value_start[tiles] + TSNE_BLOCK) * sizeof(float))};
+    dev_upload(a->tile, tile, (size_t)tiles * sizeof(int64_t));
+    dev_upload(a->cell_start, cell_start, start_bytes);
+    dev_upload(a->value_start, value_start, start_bytes);
+    const float zeros[TSNE_BLOCK] = {0};
+    dev_upload(a->value + value_start[tiles], zeros, sizeof zeros);
+    return most;
 }
 
-static void sum_affinities(TsneRun *run, TsneResult *result, const TsneBlockSums *sums) {
-    typedef struct {
-        double kept, dropped_share, p_log_p, entries;
-    } BlockTotal;
-    const int64_t count = run->shape.count;
-    TsneBlockSums *host = ARENA_ARRAY(run->arena, TsneBlockSums, count, "sums of P");
-    BlockTotal *all = ARENA_ARRAY(run->arena, BlockTotal, run->all_blocks, "sums of P");
-    dev_download(host, sums, (size_t)count * sizeof *host);
-    for (int64_t b = 0; b < count; b++) {
-        BlockTotal *total = &all[run->shape.first + b];
-        *total = (BlockTotal){0, 0, host[b].p_log_p, (double)host[b].entries};
-        for (int l = 0; l < TSNE_BLOCK; l++) {
-            double weight = host[b].kept[l] + host[b].dropped[l];
-            total->kept += host[b].kept[l];
-            bool real = (run->shape.first + b) * TSNE_BLOCK + l < run->points;
-            if (real && weight > 0)
-                total->dropped_share = fmax(total->dropped_share, host[b].dropped[l] / weight);
-        }
+/* Sets the rank's P, and of the whole of it the sums. */
+static void fill_affinities(TsneRun *run, TsneResult *result, void *scratch) {
+    const size_t count = (size_t)(2 * run->points + 1);
+    Arena *arena = arena_new();
+    int64_t *host = ARENA_ARRAY(arena, int64_t, count, "sums of P");
+    int64_t *sums = dev_alloc(count * sizeof *sums);
+    dev_upload(sums, host, count * sizeof *sums);
+    const TsneAffinitySums on_device = {sums, sums + run->points, sums + 2 * run->points};
+    const int64_t tiles = run->affinities.tiles, piece = tiles_in_piece(run);
+    for (int64_t from = 0; from < tiles; from += piece) {
+        k_tsne_fill(&run->affinities, on_device, from, tiles - from < piece ? tiles : from + piece, run->packed,
+                    run->rows, &run->shape, least_affinity(run), scratch);
+        show_affinities(run, 2, (double)from / (double)tiles);
     }
-    comm_all_gather(all, all + run->shape.first, (size_t)count * sizeof *all);
-    for (int64_t b = 0; b < run->all_blocks; b++) {
-        run->p_sum += all[b].kept / (2 * (double)run->points);
-        run->p_log_p += all[b].p_log_p;
-        result->affinity_dropped_mass = fmax(result->affinity_dropped_mass, all[b].dropped_share);
-        result->affinity_nonzeros += (int64_t)all[b].entries;
+    dev_download(host, sums, count * sizeof *sums);
+    dev_free(sums);
+    comm_sum_int64(host, count);
+    for (int64_t i = 0; i < run->points; i++) {
+        double kept = (double)host[i] * k_tsne_kept_unit(run->points);
+        double dropped = (double)host[run->points + i] * TSNE_DROPPED_UNIT;
+        run->p_sum += kept / (2 * (double)run->points);
+        if (kept + dropped > 0)
+            result->affinity_dropped_mass = fmax(result->affinity_dropped_mass, dropped / (kept + dropped));
     }
+    run->p_log_p = 2 * (double)host[2 * run->points] * TSNE_LOG_UNIT;
     result->affinity_sum = run->p_sum;
+    arena_free(arena);
+}
+
+static float least_affinity(const TsneRun *run) {
+    return (float)(AFFINITY_LEAST / (double)run->points);
 }
 
 /* About a second of work, so that progress is seen; a multiple of what the kernels take at a time. */
@@ -196,8 +221,11 @@ static TsneShape piece_of(const TsneRun *run, int64_t from) {
     return piece;
 }
 
-static void show_affinities(const TsneRun *run, int pass, int64_t blocks) {
+static int64_t tiles_in_piece(const TsneRun *run) {
+    return (int64_t)(1e10 / ((double)TSNE_TILE * TSNE_TILE * (run->shape.width + 150))) / 64 * 64 + 64;
+}
+
+static void show_affinities(const TsneRun *run, int pass, double share) {
     enum { PASSES = 3 };
-    double share = (pass + (double)blocks / (double)run->shape.count) / PASSES;
-    progress_at((int64_t)(share * (double)run->points), "");
+    progress_at((int64_t)((pass + share) / PASSES * (double)run->points), "");
 }

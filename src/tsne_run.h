@@ -4,6 +4,8 @@
 
 #include "stages.h"
 
+typedef enum { TSNE_REPULSION, TSNE_ATTRACTION, TSNE_UPDATE, TSNE_COMMUNICATION, TSNE_PARTS } TsnePart;
+
 typedef struct {
     const Matrix *x;
     const TsneOptions *options;
@@ -14,15 +16,24 @@ typedef struct {
     float *packed;  /* device: points (blocks, D, 16) */
     float *rows;    /* device: TSNE_ROW_NUMBERS of each row (all_blocks, .., 16) */
     TsneAffinities affinities;
+    double free_bytes;     /* when it began, on the rank that had least */
     double p_sum, p_log_p; /* of the whole P, as kept */
     float *y;              /* device (all_blocks, A, 16) */
     float *update, *gains; /* device, of the rank (count, A, 16) */
-    double *attraction;
-    int64_t *repulsion, *z; /* z: (all_blocks) */
-    double *partial;        /* device (count): sums of a block, on their way to sum_over_blocks */
+    int64_t *sums;         /* device (ranks, k_tsne_sums): forces of this rank's pairs on all points */
+    int64_t *sums_mine;    /* device (k_tsne_sums): of all pairs on this rank's points, and the totals */
+    double *norm;          /* device (count): of each block */
     void *scratch;
-    Arena *arena; /* of what is here on the host */
+    double seconds[TSNE_PARTS]; /* of this rank, since the descent began */
+    Arena *arena;               /* of what is here on the host */
 } TsneRun;
+
+/* Bytes this rank's t-SNE takes at most at one time, with a share of P of that size: on the host and the device. */
+double tsne_bytes(const TsneRun *run, TsneTileSize share);
+
+/* Collective. Dies unless the largest share, and all else, fits into what the rank with least memory had when t-SNE
+ * began (run->free_bytes), naming what would. total: of all ranks. */
+void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most);
 
 /* Collective. Sets order and packed: all points on every rank, in kd-order. */
 void tsne_gather_points(TsneRun *run);

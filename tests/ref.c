@@ -484,3 +484,28 @@ void ref_graph_backward(double **gradients, double *const *values, const Graph *
                           B);
     }
 }
+
+void ref_tsne_forces(double *repulsion, double *attraction, double *totals, const float *y, const double *p, int N,
+                     int A) {
+    const double dof = A - 1;
+    totals[0] = totals[1] = 0;
+    for (int i = 0; i < N; i++) {
+        for (int a = 0; a < A; a++)
+            repulsion[i * A + a] = attraction[i * A + a] = 0;
+        for (int j = 0; j < N; j++) {
+            double square = 0;
+            for (int a = 0; a < A; a++)
+                square += pow((double)y[i * A + a] - (double)y[j * A + a], 2);
+            double w = pow(1 + square / dof, -(dof + 1) / 2);
+            if (i == j)
+                continue;
+            totals[0] += w;
+            totals[1] -= p[(int64_t)i * N + j] * log(w);
+            for (int a = 0; a < A; a++) {
+                double difference = (double)y[i * A + a] - (double)y[j * A + a];
+                repulsion[i * A + a] += w * w * difference;
+                attraction[i * A + a] += p[(int64_t)i * N + j] * w * difference;
+            }
+        }
+    }
+}

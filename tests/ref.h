@@ -33,4 +33,10 @@ void ref_node_backward(double *din, const double *dout, const double *out, const
 void ref_graph(double **values, const Graph *graph, int from, int B);
 void ref_graph_backward(double **gradients, double *const *values, const Graph *graph, int B);
 
+/* Forces of t-SNE on each of N points y (N, A) by all others: repulsion sum of w^2 (y_i - y_j), attraction sum of p w
+ * (y_i - y_j) for p (N, N), both (N, A); totals (2): sum of w and of - p ln w over all ordered pairs. w is
+ * (1 + S / dof)^(-(dof + 1) / 2) of the squared distance S, dof = A - 1, as scikit-learn has it. */
+void ref_tsne_forces(double *repulsion, double *attraction, double *totals, const float *y, const double *p, int N,
+                     int A);
+
 #endif

@@ -1,17 +1,19 @@
 /* test_tsne.c: the functions t-SNE is made of: its arithmetic against double precision over all floats of a period, the
- * order of its points, and the step of its descent. The rest is in test_tsne.py. */
+ * order of its points, its forces at every level of instructions, and the step of its descent. The rest is in test_tsne.py. */
 #include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
 #include "kernels.h"
+#include "ref.h"
 #include "tsne_order.h"
 
 #define ISA(name) v4_##name
@@ -129,14 +131,16 @@ static void test_order_of_equal_points(void **state) {
 /* One point, hand-made forces: gains, momentum, and their lower bound, as in scikit-learn's _gradient_descent. */
 static void test_update(void **state) {
     (void)state;
-    TsneShape shape = {.points = 2, .count = 1, .width = 1, .axes = 2};
+    TsneShape shape = {.points = 2, .count = 1, .width = 1, .axes = 2, .parts = 1};
     float y[32] = {1}, update[32] = {0.5f, -0.5f, 0.5f}, gains[32] = {1, 1, 0.0121f};
-    double attraction[32] = {0.25, 0.25, 0.25}, norm;
-    int64_t repulsion[32] = {0}, z = llround(2 / k_tsne_z_unit(2));
+    double norm;
+    int64_t sums[64 + TSNE_TOTALS] = {0}, quarter = llround(0.25 / TSNE_PULL_UNIT);
     for (int i = 3; i < 32; i++)
         gains[i] = 1;
-    repulsion[0] = llround(0.1 / k_tsne_force_unit(2));
-    k_tsne_update(y, update, gains, &norm, attraction, repulsion, &z, 1, &shape, &(TsneStep){2, 0.5, 10});
+    sums[0] = llround(0.1 / k_tsne_force_unit(2));
+    sums[32] = sums[33] = sums[34] = quarter;
+    sums[64 + TSNE_TOTAL_W] = llround(1 / k_tsne_w_unit(2)); /* of one unordered pair: 2 in all */
+    k_tsne_update(y, update, gains, &norm, sums, &shape, &(TsneStep){2, 0.5, 10});
     double gradient = 4 * (2 * 0.25 - 0.1 / 2); /* repulsion over the sum of w */
     assert_true(fabs(gains[0] - 0.8) < 1e-7);   /* update and gradient of one sign */
     assert_true(fabs(update[0] - (0.5 * 0.5 - 10 * 0.8 * gradient)) < 1e-5);
@@ -146,6 +150,205 @@ static void test_update(void **state) {
     assert_true(gains[2] == 0.01f);
     assert_true(fabs(norm - (pow(0.8 * gradient, 2) + pow(1.2 * 2, 2) + pow(0.01 * 2, 2))) < 1e-5);
     assert_true(gains[3] == 0.8f && update[3] == 0 && y[3] == 0);
+}
+
+/* ---- Forces ----------------------------------------------------------------------------------------------------- */
+
+static float noise(uint32_t i) { /* in [-1, 1) */
+    i = (i ^ (i >> 15)) * 0x2c1b3c6du;
+    i = (i ^ (i >> 12)) * 0x297a2d39u;
+    return (float)(i >> 8) / 0x1p23f - 1;
+}
+
+typedef struct {
+    int64_t tiles;
+    TsneAffinities affinities;
+    double *dense; /* (N, N) */
+} P;
+
+static void *zeros(size_t count, size_t bytes) {
+    void *memory = calloc(count, bytes);
+    assert_non_null(memory);
+    return memory;
+}
+
+/* Of points in clusters, so that some cells are full and some are missing. */
+static P make_p(int N) {
+    enum { D = 3 };
+    const int64_t blocks = (N + 15) / 16, tiles = k_tsne_tiles(N);
+    const TsneShape shape = {N, 0, blocks, D, 2, 0, 1};
+    float *x = zeros((size_t)N * D, 4), *packed = zeros((size_t)blocks * 16 * D, 4);
+    float *rows = zeros((size_t)blocks * 16 * TSNE_ROW_NUMBERS, 4);
+    int64_t *sums = zeros((size_t)(2 * N + 1), 8);
+    TsneTileSize *sizes = zeros((size_t)tiles, sizeof *sizes);
+    void *scratch = dev_alloc(k_tsne_affinity_scratch(N, D));
+    P p = {.tiles = tiles, .dense = zeros((size_t)N * (size_t)N, 8)};
+    p.affinities = (TsneAffinities){
+        tiles, zeros((size_t)tiles, 8), zeros((size_t)tiles + 1, 8), zeros((size_t)tiles + 1, 8), NULL, NULL};
+    for (int i = 0; i < N * D; i++)
+        x[i] = noise((uint32_t)i) + (float)(i / D * 5 / N * 4);
+    const float least = (float)(0x1p-24 / N);
+    k_tsne_pack(packed, x, N, D, 1);
+    if (N > 1) {
+        k_tsne_search(rows, packed, &shape, N > 12 ? 5 : 1, scratch);
+        k_tsne_count(sizes, packed, rows, &shape, 0, 1, tiles, least, scratch);
+    }
+    TsneAffinities *a = &p.affinities;
+    for (int64_t t = 0; t < tiles; t++) {
+        a->tile[t] = t;
+        a->cell_start[t + 1] = a->cell_start[t] + sizes[t].cells;
+        a->value_start[t + 1] = a->value_start[t] + sizes[t].values;
+    }
+    a->cell = zeros((size_t)a->cell_start[tiles] + 1, sizeof *a->cell);
+    a->value = zeros((size_t)a->value_start[tiles] + TSNE_BLOCK, 4);
+    if (N > 1)
+        k_tsne_fill(a, (TsneAffinitySums){sums, sums + N, sums + 2 * N}, 0, tiles, packed, rows, &shape, least,
+                    scratch);
+    const float *value = a->value;
+    for (int64_t t = 0, column = 0, row = 0; t < tiles; t++, row++, column++) {
+        if (column * TSNE_TILE >= N) { /* the next line of tiles beside the diagonal */
+            column = column - row + 1;
+            row = 0;
+        }
+        for (int64_t c = a->cell_start[t]; c < a->cell_start[t + 1]; c++)
+            for (int k = 0; k < 256; k++)
+                if (a->cell[c].mask[k / 16] >> k % 16 & 1) {
+                    int64_t i = row * TSNE_TILE + a->cell[c].row * 16 + k % 16;
+                    int64_t j = column * TSNE_TILE + a->cell[c].column * 16 + (k % 16 + k / 16) % 16;
+                    assert_true(i < N && j < N && i != j && p.dense[i * N + j] == 0 && *value > 0);
+                    p.dense[i * N + j] = p.dense[j * N + i] = (double)*value++;
+                }
+    }
+    assert_ptr_equal(value, a->value + a->value_start[tiles]);
+    dev_free(scratch);
+    void *temporary[] = {x, packed, rows, sums, sizes};
+    for (size_t i = 0; i < sizeof temporary / sizeof *temporary; i++)
+        free(temporary[i]);
+    return p;
+}
+
+static void free_p(P *p) {
+    void *all[] = {p->affinities.tile, p->affinities.cell_start, p->affinities.value_start,
+                   p->affinities.cell, p->affinities.value,      p->dense};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+/* Of one rank, or what `parts` ranks give in all, in the same order. The caller frees it. */
+static int64_t *forces_of(const P *p, const float *y, int N, int A, int parts) {
+    const int64_t blocks = (N + 15) / 16, floats = 2 * A * 16;
+    TsneShape shape = {N, 0, (blocks + parts - 1) / parts, 3, A, 0, parts};
+    const int64_t each = k_tsne_sums(&shape);
+    int64_t *total = zeros((size_t)(blocks * floats + TSNE_TOTALS), 8);
+    for (shape.part = 0; shape.part < parts; shape.part++) {
+        int64_t *sums = dev_alloc((size_t)(parts * each) * 8); /* of its own size, so that ASan sees its end */
+        void *scratch = dev_alloc(k_tsne_scratch(&shape));
+        TsneAffinities mine = p->affinities;
+        mine.tiles = p->tiles / parts + (shape.part < p->tiles % parts);
+        const int64_t first =
+            p->tiles / parts * shape.part + (shape.part < p->tiles % parts ? shape.part : p->tiles % parts);
+        mine.tile += first;
+        mine.cell_start += first;
+        mine.value_start += first;
+        shape.first = shape.count * shape.part;
+        k_tsne_repulsion(sums, y, &shape, scratch);
+        k_tsne_attraction(sums, &mine, true, y, &shape, scratch);
+        for (int64_t b = 0; b < shape.count * parts; b++)
+            for (int64_t i = 0; i < floats; i++) {
+                int64_t value = sums[b / shape.count * each + b % shape.count * floats + i];
+                if (b < blocks)
+                    total[b * floats + i] += value;
+                else
+                    assert_int_equal(value, 0);
+            }
+        for (int k = 0; k < TSNE_TOTALS; k++)
+            for (int r = 0; r < parts; r++) {
+                assert_int_equal(sums[(r + 1) * each - TSNE_TOTALS + k], sums[each - TSNE_TOTALS + k]);
+                total[blocks * floats + k] += r ? 0 : sums[each - TSNE_TOTALS + k];
+            }
+        dev_free(sums);
+        dev_free(scratch);
+    }
+    return total;
+}
+
+/* Within 2e-6 of the largest force, on average 2e-7. */
+static void check_forces(const int64_t *sums, const double *truth, int N, int A, bool attraction, double unit) {
+    double most = 0, worst = 0, total = 0;
+    for (int i = 0; i < N * A; i++) {
+        int point = i / A, a = i % A;
+        double got = unit * (double)sums[((point / 16 * 2 + attraction) * A + a) * 16 + point % 16];
+        most = fmax(most, fabs(truth[i]));
+        worst = fmax(worst, fabs(got - truth[i]));
+        total += fabs(got - truth[i]);
+    }
+    assert_true(worst <= 2e-6 * most);
+    assert_true(total / (N * A) <= 2e-7 * most);
+}
+
+static uint64_t hash; /* of all forces of this process */
+
+static void test_forces(void **state) {
+    (void)state;
+    static const int sizes[] = {1, 2, 15, 16, 17, 100, 511, 512, 513, 1100};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        const int N = sizes[s];
+        const int64_t blocks = (N + 15) / 16;
+        P p = make_p(N);
+        for (int A = 2; A <= 3; A++) {
+            float *y = zeros((size_t)(blocks * 16 * A), 4), *plain = zeros((size_t)(N * A), 4);
+            double *repulsion = zeros((size_t)(N * A), 8), *attraction = zeros((size_t)(N * A), 8), totals[2];
+            for (int i = 0; i < N * A; i++) {
+                plain[i] = 10 * noise((uint32_t)i + 77777);
+                y[i / A / 16 * A * 16 + i % A * 16 + i / A % 16] = plain[i];
+            }
+            int64_t *sums = forces_of(&p, y, N, A, 1);
+            ref_tsne_forces(repulsion, attraction, totals, plain, p.dense, N, A);
+            check_forces(sums, repulsion, N, A, false, k_tsne_force_unit(N));
+            check_forces(sums, attraction, N, A, true, TSNE_PULL_UNIT);
+            const int64_t *got = sums + blocks * 2 * A * 16, numbers = blocks * 2 * A * 16 + TSNE_TOTALS;
+            double w = 2 * (double)got[TSNE_TOTAL_W] * k_tsne_w_unit(N);
+            double cross = 2 * (double)got[TSNE_TOTAL_CROSS] * TSNE_LOG_UNIT;
+            assert_true(fabs(w - totals[0]) <= 1e-7 * totals[0]);
+            assert_true(fabs(cross - totals[1]) <= 2e-7 * totals[1]);
+            for (int64_t i = 0; i < numbers; i++)
+                hash = (hash ^ (uint64_t)sums[i]) * 0x100000001b3u;
+            const int parts[] = {2, 3, 7}; /* 7: more than there are tiles, and than blocks */
+            for (int r = 0; r < 3; r++) {
+                dev_start(0, 1 + r % 2);
+                int64_t *again = forces_of(&p, y, N, A, parts[r]);
+                assert_memory_equal(sums, again, (size_t)numbers * 8);
+                free(again);
+            }
+            void *all[] = {y, plain, repulsion, attraction, sums};
+            for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+                free(all[i]);
+        }
+        free_p(&p);
+    }
+}
+
+static const char *program;
+
+/* AVX-512, AVX2 and no vectors, where the processor has them; a process can be brought to one level only. */
+static void test_forces_at_every_level(void **state) {
+    (void)state;
+    char first[64] = "";
+    static const int levels[] = {3, 2, 0};
+    for (int i = 0; i < 3; i++) {
+        char command[4096], line[256], found[64] = "";
+        snprintf(command, sizeof command, "%s %d 2>&1", program, levels[i]);
+        FILE *child = popen(command, "r");
+        assert_non_null(child);
+        while (fgets(line, sizeof line, child))
+            if (sscanf(line, "forces %63s", found) != 1)
+                printf("level %d: %s", levels[i], line);
+        assert_int_equal(pclose(child), 0);
+        assert_true(found[0]);
+        if (i == 0)
+            snprintf(first, sizeof first, "%s", found);
+        assert_string_equal(first, found);
+    }
 }
 
 /* Rows give the same bits wherever they lie, and whatever their company. */
@@ -200,8 +403,17 @@ static void test_covariance_is_exact(void **state) {
         }
 }
 
-int main(void) {
+/* test_tsne [LEVEL]: with a level of instructions only test_forces, and what it found. */
+int main(int argc, char **argv) {
+    program = argv[0];
     dev_start(0, 2);
+    if (argc > 1) {
+        const struct CMUnitTest forces[] = {cmocka_unit_test(test_forces)};
+        dev_limit_isa(atoi(argv[1]));
+        int failed = cmocka_run_group_tests(forces, NULL, NULL);
+        printf("forces %016llx\n", (unsigned long long)hash);
+        return failed;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reciprocal),
         cmocka_unit_test(test_reciprocal_root),
@@ -212,6 +424,7 @@ int main(void) {
         cmocka_unit_test(test_update),
         cmocka_unit_test(test_project_rows_alone),
         cmocka_unit_test(test_covariance_is_exact),
+        cmocka_unit_test(test_forces_at_every_level),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

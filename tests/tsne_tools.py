@@ -14,10 +14,13 @@ from program import ENVIRONMENT, ROOT
 DRIVER = Path(os.environ.get("CNNSCOPE_BUILD", ROOT / "build")) / "tsne_driver"
 
 
-def drive(*arguments: object, ranks: int = 1, threads: int = 1, fails: bool = False) -> list[list[str]]:
-    """The words of each line the driver prints, or, where it must fail, of its one line on stderr."""
+def drive(*arguments: object, ranks: int = 1, threads: int = 1, fails: bool = False, limit: int = 0,
+          **environment: str) -> list[list[str]]:
+    """The words of each line the driver prints, or, where it must fail, of its one line on stderr. limit: bytes that
+    t-SNE may take, 0: as many as there are."""
+    environment |= {"THREADS": str(threads)} | ({"LIMIT": str(limit)} if limit else {})
     job = subprocess.run(["mpirun", "--quiet", "-n", str(ranks), str(DRIVER), *map(str, arguments)], text=True,
-                         env=os.environ | ENVIRONMENT | {"THREADS": str(threads)}, capture_output=True, timeout=300)
+                         env=os.environ | ENVIRONMENT | environment, capture_output=True, timeout=300)
     assert (job.returncode != 0) == fails, f"{job.args}\nstatus {job.returncode}\n{job.stdout}{job.stderr}"
     return [line.split() for line in (job.stderr if fails else job.stdout).splitlines()]
 
@@ -58,6 +61,24 @@ def tsne(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float = 30,
     kl, done, _, dropped, _ = lines[0]
     history = {int(i): float(value) for i, value in lines[1:]}
     return Map(np.fromfile(folder / "map", np.float32).reshape(n, axes), float(kl), int(done), history, float(dropped))
+
+
+def first_maps(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float, iterations: int, exaggerated: int,
+               rate: float) -> np.ndarray:
+    """The start and the map after each of the iterations."""
+    (n, d), axes = x.shape, start.shape[1]
+    drive("maps", save(folder / "x", x), n, d, perplexity, save(folder / "start", start), axes, iterations,
+          folder / "map", exaggerated, rate)
+    return np.fromfile(folder / "map", np.float32).reshape(iterations + 1, n, axes)
+
+
+def memory(folder: Path, x: np.ndarray, start: np.ndarray, iterations: int) -> tuple[float, float]:
+    """Bytes as predicted and as taken."""
+    (n, d), axes = x.shape, start.shape[1]
+    lines = drive("tsne", save(folder / "x", x), n, d, 30, save(folder / "start", start), axes, iterations,
+                  folder / "map", MEMORY="1")
+    (words,) = (line for line in lines if line[0] == "memory")
+    return float(words[1]), float(words[2])
 
 
 class Components(NamedTuple):

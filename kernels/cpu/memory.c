@@ -1,7 +1,7 @@
 /* memory.c: the CPU as a device: its threads, its level of instructions, its memory.
  *
  * Device memory is host memory, so uploads are copies. What may be allocated is the least of the machine's available
- * memory and of what every control group above this process leaves: batch systems kill the job that goes past either,
+ * memory, of the limit of this process (ulimit -v), and of what every control group above it leaves: batch systems kill the job that goes past either,
  * without a word, where malloc would never have failed. So a large allocation is first compared with it, and refused
  * in one line. */
 #include <cblas.h>
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "cpu.h"
 
@@ -21,6 +22,7 @@ static void (*failure)(const char *message);
 static int thread_count = 1;
 static int isa_limit = -1;
 
+static size_t process_limit_leaves(void);
 static size_t control_group_leaves(const char *controllers, const char *path);
 static size_t group_leaves(const char *folder, const char *limit_file, const char *usage_file, const char *cache_key);
 static size_t keyed_number(const char *path, const char *key, size_t otherwise);
@@ -121,6 +123,8 @@ void dev_download(void *host, const void *device, size_t bytes) {
 size_t dev_available(void) {
     size_t least = keyed_number("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
     least = least < SIZE_MAX / 1024 ? least * 1024 : SIZE_MAX;
+    size_t own = process_limit_leaves();
+    least = own < least ? own : least;
     FILE *groups = fopen("/proc/self/cgroup", "r");
     if (!groups)
         return least;
@@ -137,6 +141,14 @@ size_t dev_available(void) {
     }
     fclose(groups);
     return least;
+}
+
+static size_t process_limit_leaves(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return SIZE_MAX;
+    size_t used = keyed_number("/proc/self/status", "VmSize:", 0) * 1024;
+    return limit.rlim_cur > used ? (size_t)limit.rlim_cur - used : 0;
 }
 
 /* The least over this group and all above it. In a container the path may not exist below its own mount: then the

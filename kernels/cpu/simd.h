@@ -91,3 +91,11 @@ INLINE V ISA(log)(V x) {
     p = ISA(fma)(p, q, ISA(all)(2.0f));
     return ISA(fma)(k, ISA(all)(0.693147182f), p * s);
 }
+
+/* Sixteen lanes move down by one, the first to the end. */
+INLINE void ISA(rotate)(V *v) {
+    V first = v[0];
+    VI next;
+    UNROLL for (int l = 0; l < LANES; l++) next[l] = l + 1;
+    UNROLL for (int h = 0; h < PARTS; h++) v[h] = __builtin_shuffle(v[h], h + 1 < PARTS ? v[h + 1] : first, next);
+}

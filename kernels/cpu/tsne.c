@@ -1,15 +1,11 @@
 /* tsne.c: the forces of t-SNE, and its step.
  *
- * Repulsion. Rows and columns are cut into tiles of 512 points. A rank works on each tile of pairs that holds rows of
- * its own, on either side: pairs within its rows are computed once for both points, the others by both owners, with
- * the same instructions. What a tile gives is rounded to a fixed-point number before it is added: such sums are exact,
- * so threads and ranks may take the tiles in any order, and no float32 sum has more than 512 terms. Price: with two
- * 512-bit units, 10,000 points take 4.9 ms on 2 cores at 3.1 GHz; on many ranks 1.7 times that, divided by their
- * number.
+ * The threads of a rank take its pairs of tiles one after the other; both sides of each pair of points come from one
+ * computation. A tile's forces are float32 sums of at most 512 terms in the first cache, and are then rounded to
+ * fixed-point numbers and added, under the tile's lock, to the sums of all points.
  *
- * Attraction. One thread per block of rows; a column of P is one load of 16 values and one broadcast point, near in
- * memory to the one before, since the order of points keeps neighbours together. Price: the reading of P, 100 MB and
- * 5.4 ms there. */
+ * Repulsion takes every pair of tiles. Attraction takes the cells of P that hold anything; its price is the arithmetic of
+ * their diagonals, one for 16 pairs whether they are kept or not, and the reading of P. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -17,108 +13,126 @@
 #include "kernels.h"
 #include "tsne_inner.h"
 
-enum { TILE_BLOCKS = TSNE_TILE / TSNE_BLOCK };
-
-/* What a thread needs for a tile. */
+/* What a thread needs for a pair of tiles. */
 typedef struct {
-    float columns[3 * TSNE_STRIDE], column_force[3 * TSNE_STRIDE];
-    float row_force[3 * TSNE_TILE], row_z[TSNE_TILE];
+    float columns[2 * 3 * TSNE_STRIDE], column_force[3 * TSNE_STRIDE];
+    float row_force[3 * TSNE_TILE], row_w[TSNE_TILE];
 } Work;
 
-/* A thread's sums: force (count, A, 16), then z (count). */
 typedef struct {
-    int64_t *force, *z;
-} Sums;
+    Work *work; /* (threads) */
+    omp_lock_t *lock;
+} Scratch;
 
 static int64_t tile_count(int64_t points);
-static bool tile_is_mine(const TsneShape *shape, int64_t tile);
-static Sums thread_sums(void *scratch, const TsneShape *shape, int thread);
-static void repel_tile(Sums sums, Work *work, const float *y, const TsneShape *shape, int64_t row_tile,
-                       int64_t column_tile);
-static void add_rows(Sums sums, const Work *work, const TsneShape *shape, int64_t block, int in_tile,
-                     int pairs_counted);
-static void add_columns(Sums sums, Work *work, const TsneShape *shape, int64_t tile, int m);
+static Scratch scratch_begin(void *scratch, const TsneShape *shape);
+static void scratch_end(Scratch scratch, const TsneShape *shape);
+static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction);
+static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value);
+static double repel_pair(int64_t *sums, Work *work, omp_lock_t *lock, const float *y, const TsneShape *shape,
+                         int64_t row_tile, int64_t column_tile);
+static double repel_between(Work *work, const float *rows, const TsneShape *shape, int m);
+static double repel_within(Work *work, const float *rows, const TsneShape *shape, int m);
+static int points_in_tile(const TsneShape *shape, int64_t tile);
+static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m);
+static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile);
 
-size_t k_tsne_repulsion_scratch(const TsneShape *shape) {
-    size_t threads = (size_t)omp_get_max_threads();
-    return threads * (sizeof(Work) + (size_t)shape->count * ((size_t)shape->axes * TSNE_BLOCK + 1) * sizeof(int64_t));
+int64_t k_tsne_tiles(int64_t points) {
+    return tile_count(points) * (tile_count(points) + 1) / 2;
 }
 
-/* A pair's force is below 0.37, its w at most 1; a block of 16 rows sees each pair at most twice. The sums keep clear
- * of 2^62. */
+void tsne_tile(int64_t *row, int64_t *column, int64_t points, int64_t number) {
+    int64_t off = 0, left = tile_count(points);
+    for (; number >= left; off++)
+        number -= left--;
+    *row = number;
+    *column = number + off;
+}
+
+/* A pair's force is below 0.37, its w at most 1. The sums stay below 2^62. */
 double k_tsne_force_unit(int64_t points) {
     return ldexp(1, (int)ceil(log2((double)points + 1)) - 62);
 }
 
-double k_tsne_z_unit(int64_t points) {
-    return ldexp(1, (int)ceil(log2((double)points + 1)) + 5 - 62);
+double k_tsne_w_unit(int64_t points) {
+    return ldexp(1, (int)ceil(2 * log2((double)points + 1)) - 62);
 }
 
-void k_tsne_repulsion(int64_t *force, int64_t *z, const float *y, const TsneShape *shape, void *scratch) {
-    const int64_t tiles = tile_count(shape->points), floats = shape->axes * TSNE_BLOCK;
-    const int64_t from = shape->first / TILE_BLOCKS;
-    int64_t to = (shape->first + shape->count + TILE_BLOCKS - 1) / TILE_BLOCKS;
-    to = to < tiles ? to : tiles;
-    const int threads = omp_get_max_threads();
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        Sums sums = thread_sums(scratch, shape, thread);
-        Work *work = (Work *)scratch + thread;
-        memset(sums.force, 0, (size_t)(shape->count * (floats + 1)) * sizeof(int64_t));
-#pragma omp for collapse(2) schedule(dynamic, 1)
-        for (int64_t own = from; own < to; own++)
-            for (int64_t other = 0; other < tiles; other++)
-                if (other >= own || !tile_is_mine(shape, other))
-                    repel_tile(sums, work, y, shape, own < other ? own : other, own < other ? other : own);
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < shape->count; b++) {
-            for (int64_t i = b * floats; i < (b + 1) * floats; i++) {
-                force[i] = 0;
-                for (int t = 0; t < team; t++)
-                    force[i] += thread_sums(scratch, shape, t).force[i];
-            }
-            z[b] = 0;
-            for (int t = 0; t < team; t++)
-                z[b] += thread_sums(scratch, shape, t).z[b];
-        }
+int64_t k_tsne_sums(const TsneShape *shape) {
+    return shape->count * 2 * shape->axes * TSNE_BLOCK + TSNE_TOTALS;
+}
+
+size_t k_tsne_scratch(const TsneShape *shape) {
+    return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tile_count(shape->points) * sizeof(omp_lock_t);
+}
+
+void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *memory) {
+    const int64_t tiles = k_tsne_tiles(shape->points);
+    const double scale = 1 / k_tsne_w_unit(shape->points);
+    memset(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums);
+    Scratch scratch = scratch_begin(memory, shape);
+    int64_t total = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total)
+    for (int64_t number = shape->part; number < tiles; number += shape->parts) {
+        int64_t row, column;
+        tsne_tile(&row, &column, shape->points, number);
+        total += (int64_t)(scale *
+                           repel_pair(sums, scratch.work + omp_get_thread_num(), scratch.lock, y, shape, row, column));
     }
+    add_to_all(sums, shape, TSNE_TOTAL_W, total);
+    scratch_end(scratch, shape);
 }
 
-void k_tsne_attraction(double *force, double *cross, const TsneAffinities *affinities, const float *y,
-                       const TsneShape *shape) {
+void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
+                       const TsneShape *shape, void *memory) {
     const TsneInner *inner = tsne_inner();
-    const int floats = shape->axes * TSNE_BLOCK;
-#pragma omp parallel for schedule(dynamic, 4)
-    for (int64_t b = 0; b < shape->count; b++) {
-        int64_t start = affinities->start[b];
-        double logs[TSNE_BLOCK];
-        inner->map[shape->axes - 2].attract(force + b * floats, cross ? logs : NULL,
-                                            affinities->value + start * TSNE_BLOCK, affinities->column + start,
-                                            affinities->start[b + 1] - start, y + (shape->first + b) * floats, y);
-        if (cross) {
-            cross[b] = 0;
-            for (int l = 0; l < TSNE_BLOCK; l++)
-                cross[b] += logs[l];
+    const int A = shape->axes, floats = A * TSNE_BLOCK;
+    Scratch scratch = scratch_begin(memory, shape);
+    int64_t total = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total)
+    for (int64_t t = 0; t < affinities->tiles; t++) {
+        const int64_t cells = affinities->cell_start[t + 1] - affinities->cell_start[t];
+        if (cells == 0)
+            continue;
+        Work *work = scratch.work + omp_get_thread_num();
+        int64_t tile[2];
+        tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
+        fill_windows(work, y, shape, tile[1]);
+        float *force[2] = {work->row_force, work->column_force};
+        for (int side = 0; side < 2; side++)
+            memset(force[side], 0, (size_t)(A * TSNE_TILE) * sizeof(float));
+        double logs = inner->map[A - 2].attract(force[0], force[1], affinities->cell + affinities->cell_start[t], cells,
+                                                affinities->value + affinities->value_start[t],
+                                                y + tile[0] * TSNE_TILE_BLOCKS * floats, work->columns, cross);
+        total += (int64_t)(logs / TSNE_LOG_UNIT);
+        for (int side = 0; side < 2; side++) {
+            const int blocks = (points_in_tile(shape, tile[side]) + TSNE_BLOCK - 1) / TSNE_BLOCK;
+            omp_set_lock(&scratch.lock[tile[side]]);
+            for (int b = 0; b < blocks; b++)
+                inner->add_fixed(block_sums(sums, shape, tile[side] * TSNE_TILE_BLOCKS + b, true),
+                                 force[side] + b * floats, floats, 1 / TSNE_PULL_UNIT);
+            omp_unset_lock(&scratch.lock[tile[side]]);
         }
     }
+    add_to_all(sums, shape, TSNE_TOTAL_CROSS, total);
+    scratch_end(scratch, shape);
 }
 
-void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const double *attraction,
-                   const int64_t *repulsion, const int64_t *z, int64_t z_blocks, const TsneShape *shape,
-                   const TsneStep *step) {
-    double z_sum = 0;
-    for (int64_t b = 0; b < z_blocks; b++)
-        z_sum += (double)z[b];
-    const double over_z = k_tsne_force_unit(shape->points) / (z_sum * k_tsne_z_unit(shape->points));
+void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
+                   const TsneShape *shape, const TsneStep *step) {
+    const int floats = shape->axes * TSNE_BLOCK;
+    const double w_sum = 2 * (double)sums[k_tsne_sums(shape) - TSNE_TOTALS + TSNE_TOTAL_W];
+    const double over_z = k_tsne_force_unit(shape->points) / (w_sum * k_tsne_w_unit(shape->points));
+    const double pull_scale = step->exaggeration * TSNE_PULL_UNIT;
     const double factor = shape->axes == 2 ? 4 : 3; /* 2 (dof + 1) / dof, dof = axes - 1 */
     const float momentum = (float)step->momentum, rate = (float)step->learning_rate;
-    const int64_t floats = shape->axes * TSNE_BLOCK;
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < shape->count; b++) {
+        const int64_t *repulsion = sums + 2 * b * floats, *attraction = repulsion + floats;
         double squares = 0;
-        for (int64_t i = b * floats; i < (b + 1) * floats; i++) {
-            double pull = step->exaggeration * attraction[i] - (double)repulsion[i] * over_z;
+        for (int k = 0; k < floats; k++) {
+            const int64_t i = b * floats + k;
+            double pull = pull_scale * (double)attraction[k] - (double)repulsion[k] * over_z;
             float gradient = (float)(factor * pull);
             gains[i] = update[i] * gradient < 0 ? gains[i] + 0.2f : gains[i] * 0.8f;
             gains[i] = gains[i] < 0.01f ? 0.01f : gains[i];
@@ -136,79 +150,110 @@ static int64_t tile_count(int64_t points) {
     return (points + TSNE_TILE - 1) / TSNE_TILE;
 }
 
-static bool tile_is_mine(const TsneShape *shape, int64_t tile) {
-    return tile * TILE_BLOCKS < shape->first + shape->count && (tile + 1) * TILE_BLOCKS > shape->first;
+static Scratch scratch_begin(void *memory, const TsneShape *shape) {
+    Scratch scratch = {memory, (omp_lock_t *)((Work *)memory + omp_get_max_threads())};
+    for (int64_t t = 0; t < tile_count(shape->points); t++)
+        omp_init_lock(&scratch.lock[t]);
+    return scratch;
 }
 
-static Sums thread_sums(void *scratch, const TsneShape *shape, int thread) {
-    int64_t forces = shape->count * shape->axes * TSNE_BLOCK;
-    int64_t *sums = (int64_t *)((Work *)scratch + omp_get_max_threads()) + thread * (forces + shape->count);
-    return (Sums){sums, sums + forces};
+static void scratch_end(Scratch scratch, const TsneShape *shape) {
+    for (int64_t t = 0; t < tile_count(shape->points); t++)
+        omp_destroy_lock(&scratch.lock[t]);
 }
 
-/* row_tile <= column_tile, at least one of them of this rank. */
-static void repel_tile(Sums sums, Work *work, const float *y, const TsneShape *shape, int64_t row_tile,
-                       int64_t column_tile) {
-    const TsneMapLoops *loops = &tsne_inner()->map[shape->axes - 2];
-    const int A = shape->axes, floats = A * TSNE_BLOCK;
-    const int64_t left = shape->points - column_tile * TSNE_TILE;
-    const int m = left < TSNE_TILE ? (int)left : TSNE_TILE;
-    for (int k = 0; k < m + TSNE_BLOCK - 1; k++)
-        for (int a = 0; a < A; a++) {
-            int64_t point = column_tile * TSNE_TILE + k % m;
-            work->columns[a * TSNE_STRIDE + k] = y[point / TSNE_BLOCK * floats + a * TSNE_BLOCK + point % TSNE_BLOCK];
-        }
-    const int64_t block = row_tile * TILE_BLOCKS;
-    const float *rows = y + block * floats;
-    if (row_tile != column_tile && tile_is_mine(shape, column_tile)) {
-        memset(work->column_force, 0, sizeof work->column_force);
-        loops->repel_both(work->row_force, work->row_z, work->column_force, rows, work->columns, m);
-        for (int b = 0; b < TILE_BLOCKS; b++)
-            add_rows(sums, work, shape, block, b, 2);
-        add_columns(sums, work, shape, column_tile, m);
-        return;
-    }
-    for (int b = 0; b < TILE_BLOCKS; b++) {
-        bool mine = block + b >= shape->first && block + b < shape->first + shape->count;
-        if (!mine || (block + b) * TSNE_BLOCK >= shape->points)
-            continue;
-        bool diagonal = row_tile == column_tile; /* then a point meets itself at the step that lines both up */
-        loops->repel_rows(work->row_force + b * floats, work->row_z + b * TSNE_BLOCK, rows + b * floats, work->columns,
-                          m, diagonal ? b * TSNE_BLOCK : -1);
-        add_rows(sums, work, shape, block, b, diagonal ? 1 : 2);
-    }
+static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction) {
+    const int64_t floats = shape->axes * TSNE_BLOCK;
+    return sums + block / shape->count * k_tsne_sums(shape) + (block % shape->count * 2 + attraction) * floats;
 }
 
-/* Off the diagonal each pair stands for two: (i, j) and (j, i). */
-static void add_rows(Sums sums, const Work *work, const TsneShape *shape, int64_t block, int in_tile,
-                     int pairs_counted) {
-    const int A = shape->axes;
-    const int64_t own = block + in_tile - shape->first, left = shape->points - (block + in_tile) * TSNE_BLOCK;
-    if (own < 0 || own >= shape->count || left <= 0)
-        return;
-    const int lanes = left < TSNE_BLOCK ? (int)left : TSNE_BLOCK;
-    const double force_scale = 1 / k_tsne_force_unit(shape->points), z_scale = 1 / k_tsne_z_unit(shape->points);
-    for (int a = 0; a < A; a++)
-        for (int l = 0; l < lanes; l++)
-            sums.force[(own * A + a) * TSNE_BLOCK + l] +=
-                (int64_t)((double)work->row_force[(in_tile * A + a) * TSNE_BLOCK + l] * force_scale);
-    double z = 0;
-    for (int l = 0; l < lanes; l++)
-        z += (double)work->row_z[in_tile * TSNE_BLOCK + l];
-    sums.z[own] += (int64_t)(z * z_scale) * pairs_counted;
+static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value) {
+    for (int part = 0; part < shape->parts; part++)
+        sums[(part + 1) * k_tsne_sums(shape) - TSNE_TOTALS + total] += value;
 }
 
-static void add_columns(Sums sums, Work *work, const TsneShape *shape, int64_t tile, int m) {
-    const int A = shape->axes;
+/* Returns the sum of w over the unordered pairs. */
+static double repel_pair(int64_t *sums, Work *work, omp_lock_t *lock, const float *y, const TsneShape *shape,
+                         int64_t row_tile, int64_t column_tile) {
+    const TsneInner *inner = tsne_inner();
+    const int A = shape->axes, floats = A * TSNE_BLOCK, m = points_in_tile(shape, column_tile);
+    const int blocks = (points_in_tile(shape, row_tile) + TSNE_BLOCK - 1) / TSNE_BLOCK;
+    const int64_t row_block = row_tile * TSNE_TILE_BLOCKS, column_block = column_tile * TSNE_TILE_BLOCKS;
     const double scale = 1 / k_tsne_force_unit(shape->points);
-    for (int a = 0; a < A; a++) {
-        float *force = work->column_force + a * TSNE_STRIDE;
+    const bool within = row_tile == column_tile;
+    fill_columns(work, y, shape, column_tile, m);
+    double w = (within ? repel_within : repel_between)(work, y + row_block * floats, shape, m);
+    omp_set_lock(&lock[row_tile]);
+    for (int b = 0; b < blocks; b++)
+        inner->add_fixed(block_sums(sums, shape, row_block + b, false), work->row_force + b * floats, floats, scale);
+    omp_unset_lock(&lock[row_tile]);
+    if (within)
+        return w;
+    omp_set_lock(&lock[column_tile]);
+    for (int k = 0; k < m; k += TSNE_BLOCK)
+        for (int a = 0; a < A; a++)
+            inner->add_fixed(block_sums(sums, shape, column_block + k / TSNE_BLOCK, false) + a * TSNE_BLOCK,
+                             work->column_force + a * TSNE_STRIDE + k, m - k < TSNE_BLOCK ? m - k : TSNE_BLOCK, scale);
+    omp_unset_lock(&lock[column_tile]);
+    return w;
+}
+
+/* A whole tile of rows against m columns. */
+static double repel_between(Work *work, const float *rows, const TsneShape *shape, int m) {
+    memset(work->column_force, 0, sizeof work->column_force);
+    tsne_inner()->map[shape->axes - 2].repel_both(work->row_force, work->row_w, work->column_force, rows, work->columns,
+                                                  m);
+    for (int a = 0; a < shape->axes; a++)
         for (int k = m; k < m + TSNE_BLOCK - 1; k++)
-            force[k % m] += force[k];
-        for (int k = 0; k < m; k++) {
-            int64_t own = tile * TILE_BLOCKS + k / TSNE_BLOCK - shape->first;
-            if (own >= 0 && own < shape->count)
-                sums.force[(own * A + a) * TSNE_BLOCK + k % TSNE_BLOCK] += (int64_t)((double)force[k] * scale);
-        }
+            work->column_force[a * TSNE_STRIDE + k % m] += work->column_force[a * TSNE_STRIDE + k];
+    double w = 0;
+    for (int i = 0; i < TSNE_TILE; i++)
+        w += (double)work->row_w[i];
+    return w;
+}
+
+/* A tile of m points against itself: every ordered pair, but not of a point with itself, which meet at the step that
+ * lines up the block's rows with its columns. */
+static double repel_within(Work *work, const float *rows, const TsneShape *shape, int m) {
+    const int A = shape->axes, floats = A * TSNE_BLOCK;
+    double w = 0;
+    for (int first = 0; first < m; first += TSNE_BLOCK) {
+        const int b = first / TSNE_BLOCK, lanes = m - first < TSNE_BLOCK ? m - first : TSNE_BLOCK;
+        float *force = work->row_force + b * floats, *row_w = work->row_w + first;
+        tsne_inner()->map[A - 2].repel_rows(force, row_w, rows + b * floats, work->columns, m, first);
+        for (int l = 0; l < lanes; l++)
+            w += (double)row_w[l];
+        for (int a = 0; a < A; a++) /* rows of padding feel nothing */
+            for (int l = lanes; l < TSNE_BLOCK; l++)
+                force[a * TSNE_BLOCK + l] = 0;
     }
+    return w / 2;
+}
+
+static int points_in_tile(const TsneShape *shape, int64_t tile) {
+    const int64_t left = shape->points - tile * TSNE_TILE;
+    return left < TSNE_TILE ? (int)left : TSNE_TILE;
+}
+
+/* columns (A, TSNE_STRIDE) */
+static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m) {
+    const int floats = shape->axes * TSNE_BLOCK;
+    const float *from = y + tile * TSNE_TILE_BLOCKS * floats;
+    for (int a = 0; a < shape->axes; a++) {
+        float *to = work->columns + a * TSNE_STRIDE;
+        for (int k = 0; k < m; k++)
+            to[k] = from[k / TSNE_BLOCK * floats + a * TSNE_BLOCK + k % TSNE_BLOCK];
+        for (int k = m; k < m + TSNE_BLOCK - 1; k++)
+            to[k] = to[k % m];
+    }
+}
+
+/* columns (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) */
+static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile) {
+    const int vectors = (points_in_tile(shape, tile) + TSNE_BLOCK - 1) / TSNE_BLOCK * shape->axes;
+    const float *from = y + tile * TSNE_TILE_BLOCKS * shape->axes * TSNE_BLOCK;
+    for (int v = 0; v < vectors; v++)
+        for (int twice = 0; twice < 2; twice++)
+            memcpy(work->columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK,
+                   TSNE_BLOCK * sizeof(float));
 }

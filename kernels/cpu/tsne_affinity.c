@@ -1,11 +1,8 @@
 /* tsne_affinity.c: the affinities P of t-SNE, from all pairs of points.
  *
- * Each thread takes a group of 16-row blocks, computes their distances to all points into its scratch, and works on
- * them there. Distances are computed three times (search, count, fill) rather than kept: N^2 floats are 400 MB at
- * 10,000 points already. Price of one pass: 0.1 s for 10,000 points in 10 dimensions, 2.5 s in 784, on 2 cores.
- *
- * d_ij and d_ji, c(j|i) + c(i|j) and its mirror image are the same operations on the same numbers: P is symmetric to
- * the last bit, whichever ranks its two halves lie on. */
+ * Search: each thread takes a group of 16-row blocks, computes their distances to all points into its scratch, and works
+ * on them there. Count and fill: each thread takes a pair of tiles, and computes a pair of points once for both.
+ * Distances are computed three times rather than kept: N^2 floats are 400 MB at 10,000 points already. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -26,6 +23,26 @@ typedef struct {
     bool done;
 } Search;
 
+/* Of a pair of tiles: as TsneCellSums, for its rows and for its columns. */
+typedef struct {
+    double kept[2][TSNE_TILE], dropped[2][TSNE_TILE], p_log_p;
+} TileSums;
+
+/* What cells are made from: all points, all rows' numbers. */
+typedef struct {
+    const float *x, *rows;
+    const TsneShape *shape;
+    float least;
+} Cells;
+
+static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, const Cells *all, int64_t number,
+                               float *columns);
+static void make_windows(float *windows, const float *from, int vectors);
+static void set_apart(float *d, int64_t row, int64_t column, int64_t points);
+static void add_cell(TileSums *sums, const TsneCellSums *cell, int row, int column);
+static size_t column_floats(int width);
+static size_t thread_bytes(int width);
+static float *thread_columns(void *scratch, int width);
 static int group_blocks(int width);
 static int64_t column_count(int64_t points);
 static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks);
@@ -46,8 +63,8 @@ void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float s
 }
 
 size_t k_tsne_affinity_scratch(int64_t points, int width) {
-    return (size_t)omp_get_max_threads() * (size_t)group_blocks(width) * (size_t)column_count(points) * TSNE_BLOCK *
-           sizeof(float);
+    size_t search = (size_t)group_blocks(width) * (size_t)column_count(points) * TSNE_BLOCK * sizeof(float);
+    return (size_t)omp_get_max_threads() * (search > thread_bytes(width) ? search : thread_bytes(width));
 }
 
 void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch) {
@@ -65,48 +82,117 @@ void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double p
     }
 }
 
-void k_tsne_count(int64_t *columns, const float *x, const float *rows, const TsneShape *shape, float least,
-                  void *scratch) {
-    const TsneInner *inner = tsne_inner();
-    const int group = group_blocks(shape->width);
-    const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
+double k_tsne_kept_unit(int64_t points) { /* a row's sum is at most N + 1 */
+    return ldexp(1, (int)ceil(log2((double)points + 2)) - 62);
+}
+
+void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+                  int64_t step, int64_t tiles, float least, void *scratch) {
+    const Cells all = {.x = x, .rows = rows, .shape = shape, .least = least};
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t b = 0; b < shape->count; b += group) {
-        float *d = (float *)scratch + omp_get_thread_num() * group * stride;
-        int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
-        group_distances(d, x, shape, shape->first + b, blocks);
-        for (int i = 0; i < blocks; i++)
-            columns[b + i] =
-                inner->select(NULL, NULL, NULL, d + i * stride, shape->points,
-                              rows + (shape->first + b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, rows, least, 0);
+    for (int64_t t = 0; t < tiles; t++)
+        sizes[t] = find_cells(NULL, NULL, NULL, &all, from + t * step, thread_columns(scratch, shape->width));
+}
+
+void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
+                 const float *rows, const TsneShape *shape, float least, void *scratch) {
+    const Cells all = {.x = x, .rows = rows, .shape = shape, .least = least};
+    const double kept_unit = k_tsne_kept_unit(shape->points);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = from; t < to; t++) {
+        TileSums *tile_sums = (TileSums *)(thread_columns(scratch, shape->width) + column_floats(shape->width));
+        memset(tile_sums, 0, sizeof *tile_sums);
+        find_cells(affinities->cell + affinities->cell_start[t], affinities->value + affinities->value_start[t],
+                   tile_sums, &all, affinities->tile[t], thread_columns(scratch, shape->width));
+        int64_t tile[2];
+        tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
+#pragma omp critical(tsne_affinity_sums)
+        {
+            for (int side = 0; side < 2; side++)
+                for (int64_t i = 0; i < TSNE_TILE && tile[side] * TSNE_TILE + i < shape->points; i++) {
+                    int64_t row = tile[side] * TSNE_TILE + i;
+                    sums.kept[row] += (int64_t)(tile_sums->kept[side][i] / kept_unit);
+                    sums.dropped[row] += (int64_t)(tile_sums->dropped[side][i] / TSNE_DROPPED_UNIT);
+                }
+            *sums.p_log_p += (int64_t)(tile_sums->p_log_p / TSNE_LOG_UNIT);
+        }
     }
 }
 
-void k_tsne_fill(const TsneAffinities *affinities, TsneBlockSums *sums, const float *x, const float *rows,
-                 const TsneShape *shape, float least, void *scratch) {
+/* The cells of a pair of tiles that keep any pair, and their sums: cell, value and sums may be NULL. columns: of
+ * column_floats, for one block of columns as windows: its points (D, TSNE_WINDOW), its numbers, distances. */
+static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, const Cells *all, int64_t number,
+                               float *columns) {
     const TsneInner *inner = tsne_inner();
-    const int group = group_blocks(shape->width);
-    const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
-    const float p_scale = (float)(0.5 / (double)shape->points);
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t b = 0; b < shape->count; b += group) {
-        float *d = (float *)scratch + omp_get_thread_num() * group * stride;
-        int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
-        group_distances(d, x, shape, shape->first + b, blocks);
-        for (int i = 0; i < blocks; i++) {
-            int64_t start = affinities->start[b + i];
-            TsneRowSums row_sums;
-            inner->select(affinities->value + start * TSNE_BLOCK, affinities->column + start, &row_sums, d + i * stride,
-                          shape->points, rows + (shape->first + b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, rows, least,
-                          p_scale);
-            TsneBlockSums *out = &sums[b + i];
-            *out = (TsneBlockSums){.entries = row_sums.entries};
-            memcpy(out->kept, row_sums.kept, sizeof out->kept);
-            memcpy(out->dropped, row_sums.dropped, sizeof out->dropped);
-            for (int l = 0; l < TSNE_BLOCK; l++)
-                out->p_log_p += row_sums.p_log_p[l];
+    const int D = all->shape->width;
+    const int64_t blocks = (all->shape->points + TSNE_BLOCK - 1) / TSNE_BLOCK;
+    const float p_scale = (float)(0.5 / (double)all->shape->points);
+    float *numbers = columns + (int64_t)D * TSNE_WINDOW, *d = numbers + TSNE_ROW_NUMBERS * TSNE_WINDOW;
+    int64_t row_tile, column_tile;
+    tsne_tile(&row_tile, &column_tile, all->shape->points, number);
+    TsneTileSize size = {0, 0};
+    for (int c = 0; c < TSNE_TILE_BLOCKS && column_tile * TSNE_TILE_BLOCKS + c < blocks; c++) {
+        const int64_t column = column_tile * TSNE_TILE_BLOCKS + c;
+        make_windows(columns, all->x + column * D * TSNE_BLOCK, D);
+        make_windows(numbers, all->rows + column * TSNE_ROW_NUMBERS * TSNE_BLOCK, TSNE_ROW_NUMBERS);
+        for (int r = 0; r < TSNE_TILE_BLOCKS && row_tile * TSNE_TILE_BLOCKS + r <= column; r++) {
+            const int64_t row = row_tile * TSNE_TILE_BLOCKS + r;
+            TsneCell found = {.row = (uint8_t)r, .column = (uint8_t)c};
+            TsneCellSums cell_sums;
+            inner->cell_distances(d, all->x + row * D * TSNE_BLOCK, columns, D);
+            if (row == column || column == blocks - 1)
+                set_apart(d, row, column, all->shape->points);
+            int pairs = inner->select(found.mask, value ? value + size.values : NULL, sums ? &cell_sums : NULL, d,
+                                      all->rows + row * TSNE_ROW_NUMBERS * TSNE_BLOCK, numbers, all->least, p_scale);
+            if (sums)
+                add_cell(sums, &cell_sums, r, c);
+            if (pairs && cell)
+                cell[size.cells] = found;
+            size.cells += pairs > 0;
+            size.values += pairs;
         }
     }
+    return size;
+}
+
+static void make_windows(float *windows, const float *from, int vectors) {
+    for (int v = 0; v < vectors; v++)
+        for (int twice = 0; twice < 2; twice++)
+            memcpy(windows + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK, TSNE_BLOCK * sizeof(float));
+}
+
+/* What is no pair of points gets TSNE_FAR: padding, and in a cell on the diagonal, where each pair appears twice, its
+ * second appearance and a point with itself. */
+static void set_apart(float *d, int64_t row, int64_t column, int64_t points) {
+    for (int s = 0; s < TSNE_BLOCK; s++)
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            bool there = row * TSNE_BLOCK + l < points && column * TSNE_BLOCK + (l + s) % TSNE_BLOCK < points;
+            bool once = row != column || (s > 0 && (s < TSNE_BLOCK / 2 || (s == TSNE_BLOCK / 2 && l < s)));
+            if (!there || !once)
+                d[s * TSNE_BLOCK + l] = TSNE_FAR;
+        }
+}
+
+static void add_cell(TileSums *sums, const TsneCellSums *cell, int row, int column) {
+    const int place[2] = {row * TSNE_BLOCK, column * TSNE_BLOCK};
+    for (int side = 0; side < 2; side++)
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            sums->kept[side][place[side] + l] += cell->kept[side][l];
+            sums->dropped[side][place[side] + l] += cell->dropped[side][l];
+        }
+    sums->p_log_p += cell->p_log_p;
+}
+
+static size_t column_floats(int width) {
+    return (size_t)(width + TSNE_ROW_NUMBERS) * TSNE_WINDOW + TSNE_BLOCK * TSNE_BLOCK;
+}
+
+static size_t thread_bytes(int width) {
+    return (column_floats(width) * sizeof(float) + sizeof(TileSums) + 63) / 64 * 64;
+}
+
+static float *thread_columns(void *scratch, int width) {
+    return (float *)((char *)scratch + (size_t)omp_get_thread_num() * thread_bytes(width));
 }
 
 static int group_blocks(int width) {

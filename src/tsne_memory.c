@@ -1,0 +1,52 @@
+/* tsne_memory.c: what a t-SNE takes, before it takes it. See tsne_run.h.
+ *
+ * Three times may be the one that needs most: while points are gathered, while P is made, and the descent. All but P
+ * grows with N; P grows with N^2 where the data has no structure, so that it is the one to name. */
+#include <math.h>
+
+#include "comm.h"
+#include "error.h"
+#include "tsne_run.h"
+
+static double p_bytes(TsneTileSize size);
+static void check_fits(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most);
+
+double tsne_bytes(const TsneRun *run, TsneTileSize share) {
+    const double points = (double)run->points, rows = (double)run->all_blocks * TSNE_BLOCK;
+    const double own_rows = (double)run->shape.count * TSNE_BLOCK, tiles = (double)k_tsne_tiles(run->points);
+    const double row_bytes = run->shape.width * sizeof(float), map_row = run->shape.axes * sizeof(float);
+    const double order = points * sizeof(int64_t);
+    const double gathering = 2 * points * row_bytes; /* in the order of the file, and packed */
+    const double making_p = points * row_bytes + rows * TSNE_ROW_NUMBERS * sizeof(float) +
+                            (double)k_tsne_affinity_scratch(run->points, run->shape.width) +
+                            tiles * (sizeof(TsneTileSize) + 3 * sizeof(int64_t)) + 4 * points * sizeof(int64_t);
+    const double descent = 2 * rows * map_row + 2 * own_rows * map_row + points * map_row + /* maps; update and gains */
+                           (double)(run->shape.parts + 1) * (double)k_tsne_sums(&run->shape) * sizeof(int64_t) +
+                           (double)k_tsne_scratch(&run->shape);
+    return order + fmax(gathering, p_bytes(share) + fmax(making_p, descent));
+}
+
+void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most) {
+    if (!error_caught())
+        check_fits(run, total, most);
+    comm_all_ok();
+}
+
+static void check_fits(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most) {
+    const double needed = tsne_bytes(run, *most), p_share = p_bytes(*most), others = needed - p_share;
+    const double left = run->free_bytes - others, ratio = p_share / fmax(left, 1);
+    if (left < 0)
+        die("t-SNE of %s: %lld samples of %d numbers take %.2f GiB on each rank, which has %.2f GiB; use fewer ranks "
+            "on "
+            "a node, or --tsne-samples, or a smaller --pre-pca",
+            run->name, (long long)run->points, run->shape.width, others / 0x1p30, run->free_bytes / 0x1p30);
+    if (ratio > 1)
+        die("t-SNE of %s: the affinities of %lld samples take %.2f GiB, %.2f GiB on a rank that has %.2f GiB left; use "
+            "%.0f ranks with as much memory each, or --tsne-samples %lld, or a smaller --pre-pca",
+            run->name, (long long)run->points, p_bytes(*total) / 0x1p30, p_share / 0x1p30, left / 0x1p30,
+            ceil(ratio * comm_size()), (long long)((double)run->points / sqrt(ratio)));
+}
+
+static double p_bytes(TsneTileSize size) {
+    return (double)size.cells * sizeof(TsneCell) + (double)size.values * sizeof(float);
+}
