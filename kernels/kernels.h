@@ -56,6 +56,9 @@ void dev_free(void *memory);   /* NULL is allowed */
 void dev_upload(void *device, const void *host, size_t bytes);
 void dev_download(void *host, const void *device, size_t bytes);
 
+/* CUDA: the stream in whose order the functions work that take no lane, for the collectives between them; CPU: NULL. */
+void *dev_stream(void);
+
 /* ---- Lanes: who works on a batch of the network (lane.c) ---------------------------------------------------------
  * A batch goes through the whole graph on one lane. CPU: a lane is a thread and its cache; CUDA: a stream. Functions
  * that take a lane may be called for different lanes at the same time, from different threads. */
@@ -153,7 +156,7 @@ void k_linear_backward(Lane *lane, const KLinear *linear, float *din, const floa
 /* ---- Elementwise (elementwise.c) --------------------------------------------------------------------------------
  * y = f(x); in place allowed (out == in, din == dout). */
 typedef enum {
-    K_CLIP, /* low, high */
+    K_CLIP, /* low, high; slope 0 at the bounds, as PyTorch's relu6 and hardtanh (its clamp, the same in ONNX, has 1) */
     K_LEAKY_RELU,
     K_ELU,
     K_SELU, /* beta (x > 0 ? x : alpha (e^x - 1)) */
@@ -188,7 +191,18 @@ void k_unary_backward(Lane *lane, float *din, const float *dout, const float *in
  * given by its values (host, not kept) and has no batch; NULL: a value. Blocked: (C,H,W) last, each operand (C,H,W) or
  * (C,1,1), a constant's C may be 1. forward may work in place on an operand of the result's shape. */
 enum { KDIMS = 5 };
-typedef enum { K_ADD, K_SUB, K_MUL, K_DIV, K_PRELU /* a > 0 ? a : a b */ } KBinaryKind;
+typedef enum {
+    K_ADD,
+    K_SUB,
+    K_MUL,
+    K_DIV,
+    K_PRELU, /* a > 0 ? a : a b */
+    K_LESS,  /* 1 or 0, as the next two: no gradient */
+    K_LESS_EQUAL,
+    K_EQUAL,
+    K_WHERE,    /* a ? b : 0, whatever b is */
+    K_WHERE_NOT /* a ? 0 : b */
+} KBinaryKind;
 typedef struct KBinary KBinary;
 KBinary *k_binary_new(KBinaryKind kind, Layout layout, int batch, const int out[KDIMS], const int a[KDIMS],
                       const int b[KDIMS], const float *a_constant, const float *b_constant);
@@ -221,9 +235,14 @@ void k_axis_backward(Lane *lane, const KAxis *axis, float *din, const float *dou
 
 /* ---- Products, reductions, norms (norms.c, moves.c), all on plain values ----------------------------------------- */
 
-/* c (outer, M, N) = a (outer, M, K) b (outer, K, N); turned: stored (K, M), (N, K). */
-void k_matmul(Lane *lane, float *c, const float *a, bool a_turned, const float *b, bool b_turned, int64_t outer, int M,
-              int N, int K);
+/* c (M, N) = a (M, K) b (K, N) for every index of n outer axes, the batch first; turned: stored (K, M), (N, K). Steps in
+ * floats; 0 along an axis: that operand is the same for all of it, or c the sum over it. */
+typedef struct {
+    int M, N, K, n;
+    bool a_turned, b_turned;
+    int64_t size[KDIMS + 1], c_step[KDIMS + 1], a_step[KDIMS + 1], b_step[KDIMS + 1];
+} KProduct;
+void k_matmul(Lane *lane, float *c, const float *a, const float *b, const KProduct *product);
 
 /* out = mean of `cells` values each. box: over in, from_step those of in, to_step those of out, 0 along what is
  * averaged; values: of out. scratch: values doubles. */

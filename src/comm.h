@@ -15,6 +15,11 @@ int comm_local_rank(void); /* among the ranks of this node */
 int comm_local_size(void);
 int comm_cores(void); /* cores of this rank's affinity mask / the node's ranks that share any of them, at least 1 */
 
+/* Collective. The device this rank is to use, for dev_start: that of its local rank, or the only one it sees. Ends the
+ * job in one line where there are too few, where two ranks have the same one, or where the driver is too old. On the CPU
+ * any number does. */
+int comm_device(void);
+
 /* Collective. Ends the error_caught() step before it (error.h): where any rank died in it, the lowest one's message is
  * printed once and every rank leaves with its exit status. */
 void comm_all_ok(void);

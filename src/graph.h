@@ -46,14 +46,21 @@ typedef enum {
     /* Gemm, and MatMul with a constant on the right: y = alpha x W + beta bias along the last axis, (..., inputs) ->
      * (..., outputs); gemm. weight (outputs, inputs), or (inputs, outputs) if weight_in_out; bias (outputs) or none. */
     OP_LINEAR,
-    OP_MATMUL, /* of two values (..., M, K) (..., K, N), equal leading dimensions */
+    /* (..., M, K) (..., K, N), leading dimensions broadcast: of two values, or of one and a constant (operand;
+     * operand_first) without batch. */
+    OP_MATMUL,
     /* Of two values, or of one and a constant (operand; operand_first: constant - x): broadcast as numpy does, so a
      * constant's shape is that of a sample too, with the batch's 1 taken off in front. */
     OP_ADD,
     OP_SUB,
     OP_MUL,
     OP_DIV,
-    OP_PRELU,      /* operand: the slope, broadcast */
+    OP_PRELU, /* operand: the slope, broadcast */
+    OP_LESS,  /* 1 where it holds, else 0; no gradient */
+    OP_LESS_EQUAL,
+    OP_EQUAL,
+    OP_WHERE,      /* x ? y : 0, whatever y is where x is 0 */
+    OP_WHERE_NOT,  /* x ? 0 : y */
     OP_CLIP,       /* scalar.low, scalar.high (may be infinite) */
     OP_LEAKY_RELU, /* scalar.alpha */
     OP_ELU,        /* scalar.alpha */
@@ -101,7 +108,8 @@ typedef enum {
     RESIZE_HALF_PIXEL,
     RESIZE_PYTORCH_HALF_PIXEL,
     RESIZE_ALIGN_CORNERS,
-    RESIZE_ASYMMETRIC
+    RESIZE_ASYMMETRIC,
+    RESIZE_TF_HALF_PIXEL /* tf_half_pixel_for_nn */
 } ResizeCoordinates;
 typedef enum { NEAREST_ROUND_PREFER_FLOOR, NEAREST_ROUND_PREFER_CEIL, NEAREST_FLOOR, NEAREST_CEIL } ResizeNearest;
 

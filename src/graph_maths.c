@@ -1,5 +1,7 @@
 /* graph_maths.c: elementwise operations of one value and of two, products of two values, means.
  * Elementwise operations keep the blocked layout where all they read has it. */
+#include <string.h>
+
 #include "error.h"
 #include "plan.h"
 
@@ -101,8 +103,16 @@ static bool keeps_blocks(const Step *step, int dims[2][KDIMS], const int out[KDI
 }
 
 static void binary_prepare(Step *step) {
-    static const KBinaryKind kinds[OP_COUNT] = {
-        [OP_ADD] = K_ADD, [OP_SUB] = K_SUB, [OP_MUL] = K_MUL, [OP_DIV] = K_DIV, [OP_PRELU] = K_PRELU};
+    static const KBinaryKind kinds[OP_COUNT] = {[OP_ADD] = K_ADD,
+                                                [OP_SUB] = K_SUB,
+                                                [OP_MUL] = K_MUL,
+                                                [OP_DIV] = K_DIV,
+                                                [OP_PRELU] = K_PRELU,
+                                                [OP_LESS] = K_LESS,
+                                                [OP_EQUAL] = K_EQUAL,
+                                                [OP_WHERE] = K_WHERE,
+                                                [OP_LESS_EQUAL] = K_LESS_EQUAL,
+                                                [OP_WHERE_NOT] = K_WHERE_NOT};
     const Node *n = step->node;
     Shape two[2];
     int dims[2][KDIMS], out[KDIMS];
@@ -134,29 +144,54 @@ static void binary_backward(const Step *step, Lane *lane, const BackwardArgs *a)
     k_binary_backward(lane, step->kernel, da, db, a->dout, a->in[0], a->in[one ? 0 : 1], a->scratch);
 }
 
-/* ---- Product of two values -------------------------------------------------------------------------------------- */
-
-typedef struct {
-    int64_t outer;
-    int M, N, K;
-} Product;
-
-static Product product_of(const Shape *in) {
-    const Shape a = in[0], b = in[1];
-    return (Product){graph_span(a, 0, a.rank - 2), a.dim[a.rank - 2], b.dim[b.rank - 1], a.dim[a.rank - 1]};
-}
+/* ---- Product of two values, or of one and a constant -------------------------------------------------------------- */
 
 static void matmul_shape(Node *node, const Shape *in) {
-    const Shape a = in[0], b = in[1];
+    Shape two[2];
     char left[64], right[64];
-    bool fits = a.rank == b.rank && a.rank >= 2 && a.dim[a.rank - 1] == b.dim[b.rank - 2];
-    for (int d = 0; fits && d < a.rank - 2; d++)
-        fits = a.dim[d] == b.dim[d];
+    if (node->n_inputs == 1 && !node->operand.values)
+        die("layer %s: it reads one value, expected two or a constant", node->name);
+    operands(two, node, in);
+    const Shape a = two[0], b = two[1];
+    Shape out = {.rank = a.rank > b.rank ? a.rank : b.rank};
+    bool fits = a.rank >= 2 && b.rank >= 2 && out.rank <= SHAPE_RANK && a.dim[a.rank - 1] == b.dim[b.rank - 2];
+    for (int d = 3; fits && d <= out.rank; d++) {
+        const int x = d <= a.rank ? a.dim[a.rank - d] : 1, y = d <= b.rank ? b.dim[b.rank - d] : 1;
+        fits = x == y || x == 1 || y == 1;
+        out.dim[out.rank - d] = x > y ? x : y;
+    }
     if (!fits)
         die("layer %s: a product of values of shapes %s and %s was found, expected (..., M, K) and (..., K, N)",
             node->name, shape_text(left, a), shape_text(right, b));
-    node->shape = a;
-    node->shape.dim[a.rank - 1] = b.dim[b.rank - 1];
+    out.dim[out.rank - 2] = a.dim[a.rank - 2];
+    out.dim[out.rank - 1] = b.dim[b.rank - 1];
+    node->shape = out;
+}
+
+/* Steps of a (..., rows, columns), or of a constant of that shape, along the outer axes of a result of that rank. */
+static void outer_steps(int64_t step[KDIMS + 1], Shape s, int rank, bool constant) {
+    int64_t run = (int64_t)s.dim[s.rank - 2] * s.dim[s.rank - 1];
+    for (int d = 3; d <= rank; d++) {
+        const int size = d <= s.rank ? s.dim[s.rank - d] : 1;
+        step[rank - d + 1] = size > 1 ? run : 0;
+        run *= size;
+    }
+    step[0] = constant ? 0 : run;
+}
+
+static KProduct product_of(const Step *step) {
+    const Node *n = step->node;
+    Shape two[2];
+    operands(two, n, step->in);
+    const Shape a = two[0], b = two[1], c = n->shape;
+    KProduct p = {.M = a.dim[a.rank - 2], .N = b.dim[b.rank - 1], .K = a.dim[a.rank - 1], .n = c.rank - 1};
+    p.size[0] = step->batch;
+    for (int d = 0; d < c.rank - 2; d++)
+        p.size[d + 1] = c.dim[d];
+    outer_steps(p.a_step, a, c.rank, step->n == 1 && n->operand_first);
+    outer_steps(p.b_step, b, c.rank, step->n == 1 && !n->operand_first);
+    outer_steps(p.c_step, c, c.rank, false);
+    return p;
 }
 
 static void plain_prepare(Step *step) {
@@ -164,17 +199,49 @@ static void plain_prepare(Step *step) {
     step->layout = LAYOUT_PLAIN;
 }
 
+static void matmul_prepare(Step *step) {
+    plain_prepare(step);
+    if (step->n == 2)
+        return;
+    const Constant *constant = &step->node->operand;
+    const size_t bytes = (size_t)shape_size(constant->shape) * sizeof(float);
+    step->kernel = dev_alloc(bytes);
+    dev_upload(step->kernel, constant->values, bytes);
+}
+
+static void matmul_release(Step *step) {
+    dev_free(step->kernel);
+}
+
+/* What stands on that side: a value, or the constant. */
+static const float *factor(const Step *step, const float *const *in, int side) {
+    const bool constant = step->n == 1 && step->node->operand_first == (side == 0);
+    return constant ? step->kernel : in[step->n == 1 ? 0 : side];
+}
+
 static void matmul_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
-    const Product p = product_of(step->in);
-    k_matmul(lane, a->out, a->in[0], false, a->in[1], false, step->batch * p.outer, p.M, p.N, p.K);
+    const KProduct p = product_of(step);
+    k_matmul(lane, a->out, factor(step, a->in, 0), factor(step, a->in, 1), &p);
 }
 
 static void matmul_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    const Product p = product_of(step->in);
-    if (a->din[0])
-        k_matmul(lane, a->din[0], a->dout, false, a->in[1], true, step->batch * p.outer, p.M, p.K, p.N);
-    if (a->din[1])
-        k_matmul(lane, a->din[1], a->in[0], true, a->dout, false, step->batch * p.outer, p.K, p.N, p.M);
+    const KProduct p = product_of(step);
+    const bool one = step->n == 1, first = one && step->node->operand_first;
+    float *const left = first ? NULL : a->din[0], *const right = !one ? a->din[1] : first ? a->din[0] : NULL;
+    KProduct back = p;
+    if (left) { /* dout (M, N) b' (N, K) */
+        back.N = p.K, back.K = p.N, back.b_turned = true;
+        memcpy(back.c_step, p.a_step, sizeof p.a_step);
+        memcpy(back.a_step, p.c_step, sizeof p.c_step);
+        k_matmul(lane, left, a->dout, factor(step, a->in, 1), &back);
+    }
+    back = p;
+    if (right) { /* a' (K, M) dout (M, N) */
+        back.M = p.K, back.K = p.M, back.a_turned = true;
+        memcpy(back.c_step, p.b_step, sizeof p.b_step);
+        memcpy(back.b_step, p.c_step, sizeof p.c_step);
+        k_matmul(lane, right, factor(step, a->in, 0), a->dout, &back);
+    }
 }
 
 /* ---- Mean over axes --------------------------------------------------------------------------------------------- */
@@ -256,7 +323,12 @@ const Op graph_maths[OP_COUNT] = {
     [OP_MUL] = BINARY("Mul", true),
     [OP_DIV] = BINARY("Div", true),
     [OP_PRELU] = BINARY("PRelu", true),
-    [OP_MATMUL] = {"MatMul", 2, 2, matmul_shape, false, false, true, plain_prepare, NULL, matmul_forward,
+    [OP_LESS] = BINARY("Less", true),
+    [OP_LESS_EQUAL] = BINARY("LessOrEqual", true),
+    [OP_EQUAL] = BINARY("Equal", true),
+    [OP_WHERE] = BINARY("Where", true),
+    [OP_WHERE_NOT] = BINARY("WhereNot", true),
+    [OP_MATMUL] = {"MatMul", 1, 2, matmul_shape, false, false, true, matmul_prepare, matmul_release, matmul_forward,
                    matmul_backward},
     [OP_REDUCE_MEAN] = {"ReduceMean", 1, 1, mean_shape, false, false, false, mean_prepare, NULL, mean_forward,
                         mean_backward},

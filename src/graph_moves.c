@@ -2,6 +2,7 @@
  * Concat keeps the blocked layout where each value's channels fill whole blocks; the others work on plain values. */
 #include <limits.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
@@ -206,6 +207,13 @@ typedef struct {
     size_t half; /* floats */
 } Axes;
 
+static Axes *axes_new(void) {
+    Axes *axes = calloc(1, sizeof *axes);
+    if (!axes)
+        die("memory: not enough for a layer's tables");
+    return axes;
+}
+
 static void axes_add(Axes *axes, int axis, int in, int out, const int *index, const float *weight) {
     axes->axis[axes->count] = axis;
     axes->table[axes->count++] = k_axis_new(in, out, index, weight);
@@ -231,7 +239,7 @@ static void axes_release(Step *step) {
     Axes *axes = step->kernel;
     for (int i = 0; axes && i < axes->count; i++)
         k_axis_free(axes->table[i]);
-    dev_free(axes);
+    free(axes);
 }
 
 static void axes_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
@@ -279,8 +287,7 @@ static void pad_shape(Node *node, const Shape *in) {
 static void pad_prepare(Step *step) {
     const Node *n = step->node;
     plain_prepare(step);
-    Axes *axes = step->kernel = dev_alloc(sizeof *axes);
-    *axes = (Axes){.count = 0};
+    Axes *axes = step->kernel = axes_new();
     Arena *arena = arena_new();
     for (int d = 0; n->pad.mode != PAD_CONSTANT && d < step->in[0].rank; d++) {
         const int in = step->in[0].dim[d], out = n->shape.dim[d];
@@ -353,8 +360,9 @@ static double coordinate(const Node *n, int i, int in, int out, double scale) {
     switch (n->resize.coordinates) {
     case RESIZE_HALF_PIXEL: return (i + 0.5) / scale - 0.5;
     case RESIZE_PYTORCH_HALF_PIXEL: return out > 1 ? (i + 0.5) / scale - 0.5 : 0;
-    case RESIZE_ALIGN_CORNERS: return out > 1 ? i * (in - 1) / (scale * in - 1) : 0; /* in * scale need not be whole */
+    case RESIZE_ALIGN_CORNERS: return out > 1 ? (double)i * (in - 1) / (out - 1) : 0;
     case RESIZE_ASYMMETRIC: return i / scale;
+    case RESIZE_TF_HALF_PIXEL: return (i + 0.5) / scale;
     }
     return 0;
 }
@@ -395,8 +403,7 @@ static void resize_axis(Axes *axes, Arena *arena, const Node *n, int d, int in, 
 
 static void resize_prepare(Step *step) {
     plain_prepare(step);
-    Axes *axes = step->kernel = dev_alloc(sizeof *axes);
-    *axes = (Axes){.count = 0};
+    Axes *axes = step->kernel = axes_new();
     Arena *arena = arena_new();
     for (int d = 0; d < step->in[0].rank; d++)
         if (step->in[0].dim[d] != step->node->shape.dim[d])

@@ -16,7 +16,7 @@ static void device_failed(const char *message) {
 static void start_device(Options *options) {
     dev_on_failure(device_failed);
     options->threads = options->threads ? options->threads : comm_cores();
-    dev_start(comm_local_rank(), options->threads);
+    dev_start(comm_device(), options->threads);
     double isa = -dev_isa();
     comm_max(&isa, 1);
     dev_limit_isa((int)-isa);

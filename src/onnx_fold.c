@@ -72,6 +72,14 @@ static void fold_constant_of_shape(Onnx *onnx, const Onnx__NodeProto *node) {
 
 static void fold_range(Onnx *onnx, const Onnx__NodeProto *node) {
     OnnxConstant *start = known(onnx, node, 0), *limit = known(onnx, node, 1), *step = known(onnx, node, 2);
+    const int64_t one = 1;
+    if (start->whole && limit->whole && step->whole && start->size == 1 && limit->size == 1 && step->size == 1 &&
+        start->ints[0] == 0 && limit->ints[0] == ONNX_BATCH && step->ints[0] == 1) { /* the images' numbers */
+        OnnxConstant *images = onnx_constant_new(onnx, true, 1, &one);
+        images->per_sample = 1;
+        onnx_define(onnx, node, images);
+        return;
+    }
     if (!start->whole || !limit->whole || !step->whole || start->size != 1 || limit->size != 1 || step->size != 1 ||
         step->ints[0] == 0 || start->ints[0] == ONNX_BATCH || limit->ints[0] == ONNX_BATCH)
         onnx_refuse(onnx, node, "counts with something else than one whole number each, expected those");
@@ -104,10 +112,7 @@ static void reshaped(Onnx *onnx, const Onnx__NodeProto *node, const OnnxConstant
 
 static void fold_shape(Onnx *onnx, const Onnx__NodeProto *node) {
     const OnnxConstant *x = known(onnx, node, 0);
-    const int64_t count = x->rank;
-    OnnxConstant *made = onnx_constant_new(onnx, true, 1, &count);
-    memcpy(made->ints, x->dim, (size_t)count * sizeof *made->ints);
-    onnx_define(onnx, node, made);
+    onnx_define_shape(onnx, node, x->rank, x->dim);
 }
 
 static void fold_identity(Onnx *onnx, const Onnx__NodeProto *node) {
@@ -144,6 +149,8 @@ static void fold_unsqueeze(Onnx *onnx, const Onnx__NodeProto *node) {
         onnx_refuse(onnx, node, "makes %d dimensions, expected %d at most", rank, ONNX_RANK);
     for (int i = 0; i < count; i++)
         added[onnx_axis(onnx, node, axes[i], rank)] = true;
+    if (x->per_sample && added[0])
+        onnx_refuse(onnx, node, "moves the batch from the first place, expected it there");
     int from = 0;
     for (int d = 0; d < rank; d++)
         dim[d] = added[d] || from == x->rank ? 1 : x->dim[from++];
@@ -173,6 +180,8 @@ static void strides(const OnnxConstant *x, int axis, int64_t *outer, int64_t *in
 
 static void fold_gather(Onnx *onnx, const Onnx__NodeProto *node) {
     const OnnxConstant *x = known(onnx, node, 0), *index = known(onnx, node, 1);
+    if (x->per_sample || index->per_sample)
+        onnx_refuse(onnx, node, "picks from numbers of the file by the batch, expected values computed from the image");
     if (!index->whole || x->rank < 1 || x->rank - 1 + index->rank > ONNX_RANK)
         onnx_refuse(onnx, node, "picks by something else than whole numbers, expected those");
     const int axis = onnx_axis(onnx, node, onnx_int(onnx, node, "axis", 0), x->rank);
@@ -335,6 +344,21 @@ static float float_of(const Onnx__NodeProto *node, float a, float b) {
     }
 }
 
+/* per_sample of a sum or product. */
+static int64_t grown(const Onnx *onnx, const Onnx__NodeProto *node, const OnnxConstant *const *x, int rank,
+                     const int64_t *dim) {
+    const int64_t a = x[0]->per_sample, b = x[1]->per_sample;
+    if (a == 0 && b == 0)
+        return 0;
+    const bool sum = node->op_type[0] == 'A', whole = x[0]->whole;
+    const OnnxConstant *by = x[a ? 0 : 1], *other = x[a ? 1 : 0];
+    int64_t result = 0;
+    if (!whole || (a && b) || by->rank != rank || dim[0] != 1 || (!sum && other->size != 1) ||
+        (!sum && __builtin_mul_overflow(by->per_sample, other->ints[0], &result)))
+        onnx_refuse(onnx, node, "computes with the numbers of the images, expected each image to be taken by itself");
+    return sum ? by->per_sample : result;
+}
+
 static void fold_binary(Onnx *onnx, const Onnx__NodeProto *node) {
     const OnnxConstant *x[2] = {known(onnx, node, 0), known(onnx, node, 1)};
     const int rank = x[0]->rank > x[1]->rank ? x[0]->rank : x[1]->rank;
@@ -356,6 +380,7 @@ static void fold_binary(Onnx *onnx, const Onnx__NodeProto *node) {
         }
     }
     OnnxConstant *made = like(onnx, x[0], rank, dim);
+    made->per_sample = grown(onnx, node, x, rank, dim);
     for (int64_t i = 0; i < made->size; i++) {
         int64_t j[2] = {0};
         for (int k = 0; k < 2; k++)

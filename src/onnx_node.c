@@ -72,7 +72,11 @@ OnnxValue *onnx_input(const Onnx *onnx, const Onnx__NodeProto *node, int input) 
     if (!onnx_has(node, input))
         onnx_refuse(onnx, node, "has %zu inputs, expected one at place %d: the file is damaged", node->n_input, input);
     int value = onnx_value_find(onnx, node->input[input]);
-    if (value == NONE || (!onnx->values[value].constant && onnx->values[value].node == NONE))
+    if (value != NONE && onnx->values[value].flat && strcmp(node->op_type, "Gather") != 0)
+        onnx_refuse(onnx, node, "reads %.200s, which joins the batch to other dimensions, expected it to stay first",
+                    node->input[input]);
+    if (value == NONE ||
+        (!onnx->values[value].constant && !onnx->values[value].flat && onnx->values[value].node == NONE))
         onnx_refuse(onnx, node,
                     "reads %.200s, which no node before it makes: nodes that read each other in a circle, "
                     "or a damaged file",
@@ -101,7 +105,17 @@ OnnxConstant *onnx_known(const Onnx *onnx, const Onnx__NodeProto *node, int inpu
                     "its input %.200s is computed from the image, expected numbers known from the file: "
                     "cnnscope has no such operation",
                     value->name);
+    onnx_same_for_all(onnx, node, value->constant);
     return value->constant;
+}
+
+void onnx_same_for_all(const Onnx *onnx, const Onnx__NodeProto *node, const OnnxConstant *constant) {
+    static const char *const ready[] = {"Add", "Mul", "Unsqueeze", "Gather"};
+    bool is_ready = !constant->per_sample;
+    for (size_t i = 0; i < sizeof ready / sizeof *ready; i++)
+        is_ready = is_ready || !strcmp(ready[i], node->op_type);
+    if (!is_ready)
+        onnx_refuse(onnx, node, "reads places that it counts by the batch, expected each image to be taken by itself");
 }
 
 const int64_t *onnx_known_ints(Onnx *onnx, const Onnx__NodeProto *node, int input, int *count) {

@@ -81,6 +81,8 @@ static void build_softmax(Onnx *onnx, const Onnx__NodeProto *node) {
 /* A constant's shape as that of one sample: aligned at the end with a value of `rank` dimensions and the batch. */
 static Constant sample_constant(Onnx *onnx, const Onnx__NodeProto *node, OnnxConstant *constant, int rank) {
     int skip = 0;
+    if (constant->per_sample)
+        onnx_refuse(onnx, node, "computes with the numbers of the images, expected each image to be taken by itself");
     while (constant->rank - skip > rank && constant->dim[skip] == 1)
         skip++;
     if (constant->rank - skip > rank)
@@ -107,49 +109,71 @@ static void check_ranks(Onnx *onnx, const Onnx__NodeProto *node, int a, int b) {
                     rank_a + 1, rank_b + 1);
 }
 
+/* a op b, of which at most one is a constant. */
+static int join(Onnx *onnx, const Onnx__NodeProto *node, int output, OpKind op, const OnnxValue *a, const OnnxValue *b,
+                const char *part) {
+    Node made = {.op = op, .operand_first = a->constant != NULL};
+    OnnxConstant *constant = a->constant ? a->constant : b->constant;
+    const int inputs[2] = {a->constant ? b->node : a->node, b->node};
+    if (constant)
+        made.operand = sample_constant(onnx, node, constant, onnx->graph->nodes[inputs[0]].shape.rank);
+    else
+        check_ranks(onnx, node, inputs[0], inputs[1]);
+    made.name = onnx_layer_name(onnx, node, part[0] ? NULL : constant, part);
+    return onnx_emit(onnx, node, output, made, constant ? 1 : 2, inputs);
+}
+
 static void build_binary(Onnx *onnx, const Onnx__NodeProto *node) {
     const char *op = node->op_type;
-    Node made = {.op = !strcmp(op, "Add")   ? OP_ADD
-                       : !strcmp(op, "Sub") ? OP_SUB
-                       : !strcmp(op, "Mul") ? OP_MUL
-                                            : OP_DIV};
-    const OnnxValue *x[2] = {onnx_input(onnx, node, 0), onnx_input(onnx, node, 1)};
-    made.operand_first = x[0]->constant != NULL;
-    if (!x[0]->constant && !x[1]->constant) {
-        const int inputs[2] = {x[0]->node, x[1]->node};
-        check_ranks(onnx, node, inputs[0], inputs[1]);
-        made.name = onnx_layer_name(onnx, node, NULL, "");
-        onnx_emit(onnx, node, 0, made, 2, inputs);
-        return;
+    join(onnx, node, 0,
+         !strcmp(op, "Add")   ? OP_ADD
+         : !strcmp(op, "Sub") ? OP_SUB
+         : !strcmp(op, "Mul") ? OP_MUL
+                              : OP_DIV,
+         onnx_input(onnx, node, 0), onnx_input(onnx, node, 1), "");
+}
+
+/* a > b is b < a. */
+static void build_compare(Onnx *onnx, const Onnx__NodeProto *node) {
+    const bool greater = node->op_type[0] == 'G', or_equal = strlen(node->op_type) > strlen("Greater");
+    const OnnxValue *a = onnx_input(onnx, node, 0), *b = onnx_input(onnx, node, 1);
+    const OpKind op = !strcmp(node->op_type, "Equal") ? OP_EQUAL : or_equal ? OP_LESS_EQUAL : OP_LESS;
+    join(onnx, node, 0, op, greater ? b : a, greater ? a : b, "");
+}
+
+/* The sum of what is chosen and zeros, and of zeros and the rest: exact, also beside infinities that are not chosen. */
+static void build_where(Onnx *onnx, const Onnx__NodeProto *node) {
+    const OnnxValue *condition = onnx_input(onnx, node, 0);
+    int part[2];
+    for (int i = 0; i < 2; i++) {
+        const OnnxValue *value = onnx_input(onnx, node, i + 1);
+        if (condition->constant && value->constant)
+            onnx_refuse(onnx, node,
+                        "takes a constant where another constant says so, expected one of the two to be "
+                        "computed from the image");
+        part[i] = join(onnx, node, NONE, i == 0 ? OP_WHERE : OP_WHERE_NOT, condition, value, i == 0 ? "yes" : "no");
     }
-    const int input = x[made.operand_first]->node;
-    OnnxConstant *constant = x[!made.operand_first]->constant;
-    made.operand = sample_constant(onnx, node, constant, onnx->graph->nodes[input].shape.rank);
-    made.name = onnx_layer_name(onnx, node, constant, "");
-    onnx_emit(onnx, node, 0, made, 1, &input);
+    check_ranks(onnx, node, part[0], part[1]);
+    onnx_emit(onnx, node, 0, (Node){.op = OP_ADD, .name = onnx_layer_name(onnx, node, NULL, "")}, 2, part);
 }
 
 /* Sum of any number of values, two at a time from the left. */
 static void build_sum(Onnx *onnx, const Onnx__NodeProto *node) {
-    int sum = onnx_flow(onnx, node, 0);
+    const OnnxValue *sum = onnx_input(onnx, node, 0);
+    OnnxValue part;
     for (size_t i = 1; i < node->n_input; i++) {
-        const bool last = i + 1 == node->n_input;
-        const int inputs[2] = {sum, onnx_flow(onnx, node, (int)i)};
-        check_ranks(onnx, node, inputs[0], inputs[1]);
-        sum = onnx_emit(onnx, node, NONE,
-                        (Node){.op = OP_ADD, .name = onnx_layer_name(onnx, node, NULL, last ? "" : "part")}, 2, inputs);
+        const OnnxValue *next = onnx_input(onnx, node, (int)i);
+        if (sum->constant && next->constant)
+            onnx_refuse(onnx, node, "adds two constants, expected one at most");
+        part = (OnnxValue){.node = join(onnx, node, NONE, OP_ADD, sum, next, i + 1 == node->n_input ? "" : "part")};
+        sum = &part;
     }
-    onnx_alias(onnx, node, 0, sum);
+    onnx_alias(onnx, node, 0, sum->constant ? onnx_flow(onnx, node, 0) : sum->node);
 }
 
 static void build_prelu(Onnx *onnx, const Onnx__NodeProto *node) {
-    OnnxConstant *slope = onnx_known(onnx, node, 1);
-    if (!slope)
-        onnx_refuse(onnx, node, "has no slope, expected one: the file is damaged");
-    const int input = onnx_flow(onnx, node, 0);
-    Node made = {.op = OP_PRELU, .name = onnx_layer_name(onnx, node, slope, "")};
-    made.operand = sample_constant(onnx, node, slope, onnx->graph->nodes[input].shape.rank);
-    onnx_emit(onnx, node, 0, made, 1, &input);
+    onnx_flow(onnx, node, 0);
+    join(onnx, node, 0, OP_PRELU, onnx_input(onnx, node, 0), onnx_input(onnx, node, 1), "");
 }
 
 static void build_pow(Onnx *onnx, const Onnx__NodeProto *node) {
@@ -205,6 +229,12 @@ const OnnxOp *onnx_op_math(const char *name) {
                                    {"Sub", build_binary},
                                    {"Mul", build_binary},
                                    {"Div", build_binary},
+                                   {"Less", build_compare},
+                                   {"LessOrEqual", build_compare},
+                                   {"Greater", build_compare},
+                                   {"GreaterOrEqual", build_compare},
+                                   {"Equal", build_compare},
+                                   {"Where", build_where},
                                    {"Sum", build_sum},
                                    {"PRelu", build_prelu},
                                    {"Pow", build_pow},

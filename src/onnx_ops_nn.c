@@ -156,6 +156,8 @@ static void build_reduce_mean(Onnx *onnx, const Onnx__NodeProto *node) {
  * one number. */
 static const float *unit_bias(Onnx *onnx, OnnxConstant *constant, int outputs) {
     const bool one = constant->size == 1;
+    if (constant->per_sample)
+        return NULL;
     if (!one && (constant->size != outputs || constant->rank < 1 || constant->dim[constant->rank - 1] != outputs))
         return NULL;
     const float *given = onnx_floats(onnx, constant);
@@ -182,7 +184,8 @@ static void build_gemm(Onnx *onnx, const Onnx__NodeProto *node) {
                     "reads values of shape %s, expected (%d): the images are not of the size it was trained "
                     "on, or the file is damaged",
                     shape_text((char[64]){0}, in), w[!flip]);
-    OnnxConstant *bias = onnx_known(onnx, node, 2);
+    const OnnxValue *added = onnx_has(node, 2) ? onnx_input(onnx, node, 2) : NULL;
+    OnnxConstant *bias = added ? added->constant : NULL;
     if (bias) {
         made.bias = (Constant){shape_vector(w[flip]), unit_bias(onnx, bias, w[flip])};
         if (!made.bias.values)
@@ -190,7 +193,17 @@ static void build_gemm(Onnx *onnx, const Onnx__NodeProto *node) {
                         onnx_shape_text((char[64]){0}, bias), w[flip]);
     }
     made.name = onnx_layer_name(onnx, node, onnx_known(onnx, node, 1), "");
-    onnx_emit(onnx, node, 0, made, 1, &input);
+    int sum[2] = {onnx_emit(onnx, node, 0, made, 1, &input), NONE};
+    if (!added || bias)
+        return;
+    sum[1] = added->node;
+    if (made.gemm.beta != 1) {
+        float *beta = ARENA_ARRAY(onnx->arena, float, 1, onnx->path);
+        *beta = made.gemm.beta;
+        const Node scaled = {.op = OP_MUL, .name = onnx_layer_name(onnx, node, NULL, "beta"), .operand.values = beta};
+        sum[1] = onnx_emit(onnx, node, NONE, scaled, 1, &sum[1]);
+    }
+    onnx_emit(onnx, node, 0, (Node){.op = OP_ADD, .name = onnx_layer_name(onnx, node, NULL, "sum")}, 2, sum);
 }
 
 /* The Add of a constant that is all that reads this MatMul, as exporters write a fully connected layer; or NONE. */
@@ -214,21 +227,42 @@ static int bias_after(Onnx *onnx, const Onnx__NodeProto *node, int outputs, cons
     return NONE;
 }
 
+/* Of two values, or with a constant that is no fully connected layer. */
+static void build_product(Onnx *onnx, const Onnx__NodeProto *node, const OnnxValue *left, const OnnxValue *right) {
+    Node made = {.op = OP_MATMUL, .operand_first = left->constant != NULL};
+    OnnxConstant *constant = left->constant ? left->constant : right->constant;
+    const int inputs[2] = {left->constant ? right->node : left->node, right->node};
+    const Shape in = onnx->graph->nodes[inputs[0]].shape,
+                other = onnx->graph->nodes[constant ? inputs[0] : inputs[1]].shape;
+    if (constant) {
+        int skip = 0; /* the batch's 1 */
+        while (constant->rank - skip > in.rank && constant->dim[skip] == 1)
+            skip++;
+        made.operand = weights(onnx, node, left->constant ? 0 : 1, constant->rank, "constant");
+        made.operand.shape.rank -= skip;
+        memmove(made.operand.shape.dim, made.operand.shape.dim + skip,
+                sizeof made.operand.shape.dim - (size_t)skip * sizeof(int));
+    }
+    if (in.rank < 2 || other.rank != in.rank ||
+        (constant && (made.operand.shape.rank < 2 || made.operand.shape.rank > in.rank)))
+        onnx_refuse(
+            onnx, node, "multiplies %s by %s, expected matrices of as many dimensions for each image",
+            constant && left->constant ? onnx_shape_text((char[64]){0}, constant) : shape_text((char[64]){0}, in),
+            constant && !left->constant ? onnx_shape_text((char[64]){0}, constant) : shape_text((char[64]){0}, other));
+    made.name = onnx_layer_name(onnx, node, constant, "");
+    onnx_emit(onnx, node, 0, made, constant ? 1 : 2, inputs);
+}
+
 static void build_matmul(Onnx *onnx, const Onnx__NodeProto *node) {
-    const OnnxValue *right = onnx_input(onnx, node, 1);
-    const int input = onnx_flow(onnx, node, 0);
+    const OnnxValue *left = onnx_input(onnx, node, 0), *right = onnx_input(onnx, node, 1);
+    if (left->constant || !right->constant || right->constant->rank != 2) {
+        build_product(onnx, node, left, right);
+        return;
+    }
+    const int input = left->node;
     const Shape in = onnx->graph->nodes[input].shape;
     if (in.rank < 1)
         onnx_refuse(onnx, node, "multiplies single numbers, expected matrices");
-    if (!right->constant) {
-        const int inputs[2] = {input, right->node};
-        const Shape other = onnx->graph->nodes[right->node].shape;
-        if (in.rank != other.rank || in.rank < 2)
-            onnx_refuse(onnx, node, "multiplies %s by %s, expected matrices of as many dimensions for each image",
-                        shape_text((char[64]){0}, in), shape_text((char[64]){0}, other));
-        onnx_emit(onnx, node, 0, (Node){.op = OP_MATMUL, .name = onnx_layer_name(onnx, node, NULL, "")}, 2, inputs);
-        return;
-    }
     Node made = {.op = OP_LINEAR, .weight = weights_needed(onnx, node, 1, 2, "weight")};
     made.gemm.alpha = made.gemm.beta = 1;
     made.gemm.weight_in_out = true;

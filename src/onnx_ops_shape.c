@@ -6,9 +6,7 @@
 
 /* ---- Shapes known at load ---------------------------------------------------------------------------------------- */
 
-static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
-    const Shape shape = onnx_flow_shape(onnx, node, 0);
-    const int64_t rank = shape.rank + 1;
+void onnx_define_shape(Onnx *onnx, const Onnx__NodeProto *node, int rank, const int64_t *dim) {
     int64_t from = onnx_int(onnx, node, "start", 0), to = onnx_int(onnx, node, "end", rank);
     from = from < 0 ? from + rank : from;
     to = to < 0 ? to + rank : to > rank ? rank : to;
@@ -16,8 +14,16 @@ static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
     const int64_t count = to > from ? to - from : 0;
     OnnxConstant *made = onnx_constant_new(onnx, true, 1, &count);
     for (int64_t i = 0; i < count; i++)
-        made->ints[i] = from + i == 0 ? ONNX_BATCH : shape.dim[from + i - 1];
+        made->ints[i] = dim[from + i];
     onnx_define(onnx, node, made);
+}
+
+static void build_shape(Onnx *onnx, const Onnx__NodeProto *node) {
+    const Shape shape = onnx_flow_shape(onnx, node, 0);
+    int64_t dim[SHAPE_RANK + 1] = {ONNX_BATCH};
+    for (int d = 0; d < shape.rank; d++)
+        dim[d + 1] = shape.dim[d];
+    onnx_define_shape(onnx, node, shape.rank + 1, dim);
 }
 
 /* ---- The same numbers in another shape --------------------------------------------------------------------------- */
@@ -60,6 +66,11 @@ static void build_reshape(Onnx *onnx, const Onnx__NodeProto *node) {
     }
     if (infer != NONE)
         dim[infer] = shape_size(shape) / rest;
+    if (count == 1 && target[0] == -1 && shape_size(shape) > 1 && input > 0) { /* for build_restored */
+        const int value = onnx_value_find(onnx, node->output[0]);
+        onnx->values[value].flat = input;
+        return;
+    }
     const int64_t first = target[0];
     const bool keeps = first == ONNX_BATCH || (first == 0 && zero_copies) || (first == -1 && infer == NONE) ||
                        (first > 0 && (first == onnx->batch || (first == 1 && onnx->batch == ONNX_BATCH)));
@@ -245,13 +256,35 @@ static void build_slice(Onnx *onnx, const Onnx__NodeProto *node) {
     onnx_emit(onnx, node, 0, made, 1, &input);
 }
 
+/* PyTorch's newer exporter writes the mean over the pixels of a permuted value so: all images' values as one vector, of
+ * which the places 0, 1, ... of image i plus i times the size of an image are taken. That is a reshape. */
+static void build_restored(Onnx *onnx, const Onnx__NodeProto *node, int input) {
+    const int64_t size = shape_size(onnx->graph->nodes[input].shape);
+    OnnxConstant *index = onnx_known(onnx, node, 1);
+    const int64_t *places = index ? onnx_ints(onnx, index) : NULL;
+    const bool counted = index && index->per_sample == size && index->size == size;
+    const bool listed = index && onnx->batch != ONNX_BATCH && index->size == size * onnx->batch;
+    bool fits = places && index->rank >= 1 && (counted || listed) && onnx_int(onnx, node, "axis", 0) == 0;
+    fits = fits && index->dim[0] == (counted ? 1 : onnx->batch);
+    for (int64_t i = 0; fits && i < index->size; i++)
+        fits = places[i] == i;
+    if (!fits)
+        onnx_refuse(onnx, node, "picks places across the batch, expected each image to be taken by itself");
+    reshape_to(onnx, node, input, index->rank - 1, index->dim + 1);
+}
+
 /* One index along one axis of a value: a slice, without its axis. */
 static void build_gather(Onnx *onnx, const Onnx__NodeProto *node) {
+    const OnnxValue *from = onnx_input(onnx, node, 0);
+    if (from->flat) {
+        build_restored(onnx, node, from->flat);
+        return;
+    }
     const int input = onnx_flow(onnx, node, 0);
     const Shape shape = onnx->graph->nodes[input].shape;
     OnnxConstant *index = onnx_known(onnx, node, 1);
     const int axis = onnx_sample_axis(onnx, node, onnx_int(onnx, node, "axis", 0), shape.rank);
-    if (!index || index->size != 1)
+    if (!index || index->size != 1 || index->per_sample)
         onnx_refuse(onnx, node, "picks %lld places, expected one: cnnscope has no such operation",
                     index ? (long long)index->size : 0);
     int64_t at = onnx_ints(onnx, index)[0], dim[SHAPE_RANK + ONNX_RANK];
@@ -311,24 +344,25 @@ static void resize_modes(Onnx *onnx, const Onnx__NodeProto *node, Node *made) {
     const char *place =
         onnx_text(onnx, node, "coordinate_transformation_mode", onnx->opset < 11 ? "asymmetric" : "half_pixel");
     const char *nearest = onnx_text(onnx, node, "nearest_mode", onnx->opset < 11 ? "floor" : "round_prefer_floor");
-    static const char *const places[] = {"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"};
+    static const char *const places[] = {"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric",
+                                         "tf_half_pixel_for_nn"};
     static const char *const nearests[] = {"round_prefer_floor", "round_prefer_ceil", "floor", "ceil"};
     int p = 0, n = 0;
-    while (p < 4 && strcmp(place, places[p]) != 0)
+    while (p < 5 && strcmp(place, places[p]) != 0)
         p++;
     while (n < 4 && strcmp(nearest, nearests[n]) != 0)
         n++;
     if (strcmp(mode, "nearest") != 0 && strcmp(mode, "linear") != 0 && strcmp(mode, "bilinear") != 0)
         onnx_refuse(onnx, node, "enlarges by the mode %s, expected nearest or linear", mode);
-    if (p == 4 || n == 4 || onnx_int(onnx, node, "antialias", 0) || onnx_int(onnx, node, "exclude_outside", 0) ||
+    if (p == 5 || n == 4 || onnx_int(onnx, node, "antialias", 0) || onnx_int(onnx, node, "exclude_outside", 0) ||
         !onnx_text_is(node, "keep_aspect_ratio_policy", "stretch", true))
         onnx_refuse(onnx, node,
                     "enlarges by %s, %s, or another choice that cnnscope has not, expected half_pixel, "
                     "pytorch_half_pixel, align_corners or asymmetric, without antialias",
                     place, nearest);
     made->resize.mode = mode[0] == 'n' ? RESIZE_NEAREST : RESIZE_LINEAR;
-    made->resize.coordinates =
-        (ResizeCoordinates[]){RESIZE_HALF_PIXEL, RESIZE_PYTORCH_HALF_PIXEL, RESIZE_ALIGN_CORNERS, RESIZE_ASYMMETRIC}[p];
+    made->resize.coordinates = (ResizeCoordinates[]){RESIZE_HALF_PIXEL, RESIZE_PYTORCH_HALF_PIXEL, RESIZE_ALIGN_CORNERS,
+                                                     RESIZE_ASYMMETRIC, RESIZE_TF_HALF_PIXEL}[p];
     made->resize.nearest =
         (ResizeNearest[]){NEAREST_ROUND_PREFER_FLOOR, NEAREST_ROUND_PREFER_CEIL, NEAREST_FLOOR, NEAREST_CEIL}[n];
 }

@@ -20,7 +20,8 @@ typedef struct {
     bool whole;       /* integers or truth values, in ints; else floats */
     int rank;
     int64_t dim[ONNX_RANK], size;
-    int64_t *ints; /* NULL until onnx_ints or onnx_floats reads them from proto */
+    int64_t per_sample; /* if not 0: dimension 0 is the batch, image i's numbers are these plus i times this */
+    int64_t *ints;      /* NULL until onnx_ints or onnx_floats reads them from proto */
     float *floats;
     Onnx__TensorProto *proto;
 } OnnxConstant;
@@ -30,6 +31,7 @@ typedef struct {
     const char *name;
     OnnxConstant *constant; /* or NULL: */
     int node;               /* of the graph; NONE while nothing has made it */
+    int flat;               /* if not 0: the graph node whose values, of all images, are strung together here */
     int uses;               /* by nodes that run */
     int maker;              /* index of the ONNX node that makes it; NONE for inputs and initialisers */
 } OnnxValue;
@@ -105,6 +107,8 @@ int onnx_flow(const Onnx *onnx, const Onnx__NodeProto *node, int input);
 Shape onnx_flow_shape(const Onnx *onnx, const Onnx__NodeProto *node, int input);
 /* An input that must be known at load; NULL when it is not given. */
 OnnxConstant *onnx_known(const Onnx *onnx, const Onnx__NodeProto *node, int input);
+/* Dies on a constant with per_sample, but for nodes of the few operations that know of it. */
+void onnx_same_for_all(const Onnx *onnx, const Onnx__NodeProto *node, const OnnxConstant *constant);
 const int64_t *onnx_known_ints(Onnx *onnx, const Onnx__NodeProto *node, int input, int *count);
 float onnx_known_float(Onnx *onnx, const Onnx__NodeProto *node, int input, float otherwise); /* one number */
 /* A list given as attribute in old opsets and as input in newer ones: whichever is there; NULL when neither is. */
@@ -133,6 +137,9 @@ const OnnxOp *onnx_op_nn(const char *name);                /* onnx_ops_nn.c: win
 const OnnxOp *onnx_op_math(const char *name);              /* onnx_ops_math.c: number by number */
 const OnnxOp *onnx_op_shape(const char *name);             /* onnx_ops_shape.c: what moves numbers */
 const OnnxOp *onnx_fold_find(const Onnx__NodeProto *node); /* onnx_fold.c: all inputs known at load */
+
+/* Output 0 is that shape, or the part of it that a Shape node asks for. */
+void onnx_define_shape(Onnx *onnx, const Onnx__NodeProto *node, int rank, const int64_t *dim);
 
 /* From start, end and step as ONNX gives them, for an axis of `size`: first index and count. */
 void onnx_slice_range(int64_t *first, int64_t *count, int64_t size, int64_t start, int64_t end, int64_t step);

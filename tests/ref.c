@@ -193,6 +193,11 @@ static double pair(OpKind op, double a, double b) {
     case OP_SUB: return a - b;
     case OP_MUL: return a * b;
     case OP_DIV: return a / b;
+    case OP_LESS: return a < b;
+    case OP_LESS_EQUAL: return a <= b;
+    case OP_EQUAL: return a == b;
+    case OP_WHERE: return a != 0 ? b : 0;
+    case OP_WHERE_NOT: return a != 0 ? 0 : b;
     default: return a > 0 ? a : a * b;
     }
 }
@@ -222,8 +227,9 @@ static void places(int at[2], double weight[2], const Node *n, int d, int i, int
         switch (n->resize.coordinates) {
         case RESIZE_HALF_PIXEL: x = halves; break;
         case RESIZE_PYTORCH_HALF_PIXEL: x = out > 1 ? halves : 0; break;
-        case RESIZE_ALIGN_CORNERS: x = out > 1 ? i * (in - 1.0) / (scale * in - 1.0) : 0; break;
+        case RESIZE_ALIGN_CORNERS: x = out > 1 ? i * (in - 1.0) / (out - 1.0) : 0; break;
         case RESIZE_ASYMMETRIC: x = i / scale; break;
+        case RESIZE_TF_HALF_PIXEL: x = (i + 0.5) / scale; break;
         }
     }
     weight[0] = 1 - (x - floor(x)), weight[1] = x - floor(x);
@@ -361,15 +367,16 @@ static double average(const Node *n, const double *x, const int *index) {
     return sum / cells;
 }
 
-static double product(const double *const *in, const Shape *shape, int b, const int *index, Shape out) {
+static double product(const Node *n, const double *const *in, const Shape *shape, int b, const int *index) {
+    const int rank = n->shape.rank, one = n->n_inputs == 1;
+    const Shape a = one && n->operand_first ? n->operand.shape : shape[0];
     double sum = 0;
     int left[SHAPE_RANK], right[SHAPE_RANK];
     memcpy(left, index, sizeof left);
     memcpy(right, index, sizeof right);
-    for (int k = 0; k < shape[0].dim[out.rank - 1]; k++) {
-        left[out.rank - 1] = right[out.rank - 2] = k;
-        sum += in[0][b * shape_size(shape[0]) + ravel(left, shape[0])] *
-               in[1][b * shape_size(shape[1]) + ravel(right, shape[1])];
+    for (int k = 0; k < a.dim[a.rank - 1]; k++) {
+        left[rank - 1] = right[rank - 2] = k;
+        sum += operand(n, 0, in, shape, b, left) * operand(n, 1, in, shape, b, right);
     }
     return sum;
 }
@@ -402,6 +409,11 @@ static double one_value(const Node *n, const double *const *in, const Shape *sha
     case OP_SUB:
     case OP_MUL:
     case OP_DIV:
+    case OP_LESS:
+    case OP_LESS_EQUAL:
+    case OP_EQUAL:
+    case OP_WHERE:
+    case OP_WHERE_NOT:
     case OP_PRELU: return pair(n->op, operand(n, 0, in, shape, b, index), operand(n, 1, in, shape, b, index));
     case OP_AVERAGE_POOL: return average(n, x, index);
     case OP_GLOBAL_MAX_POOL: {
@@ -412,7 +424,7 @@ static double one_value(const Node *n, const double *const *in, const Shape *sha
         return most;
     }
     case OP_LINEAR: return gemm(n, x, i);
-    case OP_MATMUL: return product(in, shape, b, index, n->shape);
+    case OP_MATMUL: return product(n, in, shape, b, index);
     case OP_CONCAT: return joined(n, in, shape, b, index);
     case OP_RESHAPE: return x[i];
     case OP_TRANSPOSE:

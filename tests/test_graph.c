@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "error.h"
 #include "ref.h"
 
@@ -175,13 +176,17 @@ static Results results_new(const Graph *g, const bool *want_value, const bool *w
 /* One batch, from sample `first`; results are read after the next batch's input has been filled. */
 static void run_batch(const Graph *g, const Plan *plan, Lane *lane, int batch, const float *x, const float *seed,
                       Results *r, int first) {
-    memset(lane_memory(lane), 0xff, graph_lane_bytes(plan));
+    device_spoil(lane_memory(lane), graph_lane_bytes(plan));
     const size_t bytes = (size_t)(batch * size_of(g, 0)) * sizeof(float);
+    float *device_seed =
+        device_new(seed + first * size_of(g, g->logits), (size_t)(batch * size_of(g, g->logits)) * sizeof *seed);
     dev_upload(graph_input(plan, lane), x + first * size_of(g, 0), bytes);
     graph_forward(plan, lane);
-    graph_backward(plan, lane, seed + first * size_of(g, g->logits));
+    graph_backward(plan, lane, device_seed);
+    lane_sync(lane);
+    dev_free(device_seed);
     if (!r->values[0])
-        memset(graph_input(plan, lane), 0xff, bytes);
+        device_spoil(graph_input(plan, lane), bytes);
     for (int i = 0; i < g->count; i++) {
         const size_t node_bytes = (size_t)(batch * size_of(g, i)) * sizeof(float);
         if (r->values[i])

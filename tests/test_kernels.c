@@ -3,7 +3,7 @@
  * those of its forward pass (signed finite differences); a sample's bits depend neither on the batch size, nor on its
  * place in the batch, nor on the thread or on what other threads do.
  *
- *     test_kernels [LEVEL]     the level of instructions, as dev_isa gives it; default: the machine's, and AVX2 (2),
+ *     test_kernels [LEVEL]     the level of instructions, as dev_isa gives it; default: the machine's, and down to AVX2 (2),
  *                              each in a process of its own */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "device.h"
 #include "ref.h"
 
 enum { BATCH = 33, THREADS = 3 };
@@ -227,12 +228,16 @@ static void fast_run(const Fast *f, float *y, float *dx, const float *x, const f
     const size_t all = 2 * in_bytes + 2 * out_bytes + round64(f->saved) + f->scratch;
     Lane *lane = lane_new(all);
     char *memory = lane_memory(lane);
-    memset(memory, 0xff, all);
+    device_spoil(memory, all);
+    const size_t ins = (size_t)(f->batch * b->in_size) * sizeof(float);
+    const size_t outs = (size_t)(f->batch * b->out_size) * sizeof(float);
+    float *given_x = device_new(x, ins), *given_dy = device_new(dy, outs);
+    float *made_y = dev_alloc(outs), *made_dx = dev_alloc(ins);
     float *fx = (float *)memory, *fdx = (float *)(memory + in_bytes), *fy = (float *)(memory + 2 * in_bytes);
     float *fdy = (float *)(memory + 2 * in_bytes + out_bytes);
     char *saved = memory + 2 * in_bytes + 2 * out_bytes, *scratch = saved + round64(f->saved);
-    k_from_plain(lane, fx, f->in, x, f->batch, shape_channels(in), shape_height(in), shape_width(in));
-    k_from_plain(lane, fdy, f->out, dy, f->batch, shape_channels(out), shape_height(out), shape_width(out));
+    k_from_plain(lane, fx, f->in, given_x, f->batch, shape_channels(in), shape_height(in), shape_width(in));
+    k_from_plain(lane, fdy, f->out, given_dy, f->batch, shape_channels(out), shape_height(out), shape_width(out));
     switch (b->node.op) {
     case OP_CONV:
         k_conv_forward(lane, f->kernel, fy, fx, scratch);
@@ -256,9 +261,12 @@ static void fast_run(const Fast *f, float *y, float *dx, const float *x, const f
         k_global_average_backward(lane, fdx, f->in, fdy, f->batch, shape_channels(in), shape_height(in),
                                   shape_width(in));
     }
-    lane_sync(lane);
-    k_to_plain(lane, y, fy, f->out, f->batch, shape_channels(out), shape_height(out), shape_width(out));
-    k_to_plain(lane, dx, fdx, f->in, f->batch, shape_channels(in), shape_height(in), shape_width(in));
+    k_to_plain(lane, made_y, fy, f->out, f->batch, shape_channels(out), shape_height(out), shape_width(out));
+    k_to_plain(lane, made_dx, fdx, f->in, f->batch, shape_channels(in), shape_height(in), shape_width(in));
+    device_take(lane, y, made_y, outs);
+    device_take(lane, dx, made_dx, ins);
+    dev_free(given_x);
+    dev_free(given_dy);
     lane_free(lane);
 }
 
@@ -480,16 +488,22 @@ static void test_fused_pair(void **state) {
         float *v[6];
         for (int k = 0; k < 6; k++)
             v[k] = (float *)((char *)lane_memory(lane) + (size_t)k * bytes);
-        k_from_plain(lane, v[0], layout, x, B, C, H, W);
-        k_from_plain(lane, v[3], layout, dy, B, C, H, W);
+        float *given_x = device_new(x, SIZE * sizeof *x), *given_dy = device_new(dy, SIZE * sizeof *dy);
+        k_from_plain(lane, v[0], layout, given_x, B, C, H, W);
+        k_from_plain(lane, v[3], layout, given_dy, B, C, H, W);
         k_affine_forward(lane, norm, v[1], v[0]);
         k_affine_forward(lane, relu, v[2], v[1]);
         k_affine_backward(lane, relu, v[4], v[3], v[2]);
         k_affine_backward(lane, norm, v[5], v[4], NULL);
         k_affine_forward(lane, both, v[0], v[0]);
         k_affine_backward(lane, both, v[3], v[3], v[0]);
-        assert_memory_equal(v[0], v[2], bytes);
-        assert_memory_equal(v[3], v[5], bytes);
+        lane_sync(lane);
+        char *host = need(6 * bytes);
+        dev_download(host, lane_memory(lane), 6 * bytes);
+        assert_memory_equal(host, host + 2 * bytes, bytes);
+        assert_memory_equal(host + 3 * bytes, host + 5 * bytes, bytes);
+        free(host);
+        dev_free(given_x), dev_free(given_dy);
         lane_free(lane);
         k_affine_free(norm), k_affine_free(relu), k_affine_free(both);
     }
@@ -503,19 +517,25 @@ static void test_max_pool_ties(void **state) {
     const float x[] = {5, 5, 1, 2, 5, 5, 3, 3}, dy[] = {10, 20}, dx_expected[] = {10, 0, 0, 0, 0, 0, 20, 0};
     KMaxPool *pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
     Lane *lane = lane_new(64);
-    float y[8], dx[8];
-    uint16_t saved[8];
-    assert_true(k_max_pool_saved(pool) <= sizeof saved);
-    k_max_pool_forward(lane, pool, y, saved, x);
-    k_max_pool_backward(lane, pool, dx, dy, saved);
+    float y[2], dx[8];
+    float *device_x = device_new(x, sizeof x), *device_dy = device_new(dy, sizeof dy);
+    float *device_y = device_new(NULL, k_value_bytes(LAYOUT_PLAIN, 1, 1, 1, 2));
+    float *device_dx = device_new(NULL, k_value_bytes(LAYOUT_PLAIN, 1, 1, 2, 4));
+    void *saved = device_new(NULL, k_max_pool_saved(pool));
+    k_max_pool_forward(lane, pool, device_y, saved, device_x);
+    k_max_pool_backward(lane, pool, device_dx, device_dy, saved);
+    device_take(lane, dx, device_dx, sizeof dx);
     assert_memory_equal(dx, dx_expected, sizeof dx_expected);
     k_max_pool_free(pool);
     s = (ConvShape){1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const float negative = -7;
+    dev_upload(device_x, &negative, sizeof negative);
     pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
-    k_max_pool_forward(lane, pool, y, NULL, &negative);
+    k_max_pool_forward(lane, pool, device_y, NULL, device_x);
+    device_take(lane, y, device_y, sizeof *y);
     assert_true(y[0] == -7);
     k_max_pool_free(pool);
+    dev_free(device_x), dev_free(device_dy), dev_free(saved);
     lane_free(lane);
 }
 
@@ -536,13 +556,14 @@ int main(int count, char **arguments) {
     if (count > 1)
         return run_at(atoi(arguments[1]));
     int failed = 0;
-    for (int level = dev_isa(); level >= 2; level--) {
+    int level = dev_isa();
+    do {
         pid_t child = fork();
         if (child == 0)
             _exit(run_at(level));
         int status = 1;
         waitpid(child, &status, 0);
         failed += status != 0;
-    }
+    } while (--level >= 2);
     return failed;
 }

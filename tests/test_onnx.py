@@ -211,6 +211,8 @@ def test_one_output_means_two_categories(tmp_path: Path) -> None:
 
 
 MATMUL = [node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "w"], ["y"])]
+IMAGE_NUMBERS = [node("Shape", ["x"], ["shape"]), node("Gather", ["shape", "zero"], ["n"]),
+                 node("Range", ["zero", "n", "step"], ["r"])]
 BAD = {
     "unsupported": (model([node("GridSample", ["x", "x"], ["a"]), node("Det", ["a"], ["b"]), node("Det", ["b"], ["c"]),
                            node("Magic", ["c"], ["y"], domain="my.own")], []),
@@ -253,6 +255,20 @@ BAD = {
                      tensor("c", np.array([0], np.int64))]), "batch"),
     "training": (model([node("BatchNormalization", ["x"] + ["s"] * 4, ["y"], training_mode=1)],
                        [tensor("s", np.ones(1, np.float32))], opset=14), "training"),
+    "flat": (model([node("Relu", ["x"], ["a"]), node("Reshape", ["a", "all"], ["b"]), node("Relu", ["b"], ["y"])],
+                   [tensor("all", np.array([-1], np.int64))]), "joins the batch to other dimensions"),
+    "across_images": (model([node("Relu", ["x"], ["a"]), node("Reshape", ["a", "all"], ["b"]),
+                             node("Gather", ["b", "places"], ["y"])],
+                            [tensor("all", np.array([-1], np.int64)),
+                             tensor("places", np.arange(16).reshape(1, 16))]), "picks places across the batch"),
+    "by_the_batch": (model([*IMAGE_NUMBERS, node("Concat", ["r", "one"], ["s"], axis=0),
+                            node("Reshape", ["x", "s"], ["y"])],
+                           [tensor("zero", np.array(0)), tensor("step", np.array(1)), tensor("one", np.array([1]))]),
+                     "counts by the batch"),
+    "batch_added": (model([*IMAGE_NUMBERS, node("Add", ["x", "r"], ["y"])],
+                          [tensor("zero", np.array(0)), tensor("step", np.array(1))]), "the numbers of the images"),
+    "where_constants": (model([node("Where", ["c", "zero", "zero"], ["a"]), node("Add", ["x", "a"], ["y"])],
+                              [tensor("c", np.array([1])), tensor("zero", np.zeros(1, np.float32))]), "Where"),
     "matmul": (model(MATMUL, [tensor("w", WEIGHT)]), "multiplies"),
 }
 

@@ -1,13 +1,14 @@
 /* elementwise.c: functions of one value, and of two that are broadcast.
  *
- * Functions use libm's float32 functions, so bits are those of one machine type; costs are libm's. Two operands are
- * walked by steps: an operand that is broadcast has step 0 on that axis, and axes that lie behind one another in all
- * three arrays are walked as one, so that the usual cases (equal shapes; one number a channel) have long inner loops.
+ * Functions of one value are those of functions.h, 16 values at a time where the machine has such vectors; logarithm and
+ * power are libm's, one by one. Two operands are walked by steps: an operand that is broadcast has step 0 on that axis,
+ * and axes that lie behind one another in all three arrays are walked as one, so that the usual cases (equal shapes; one
+ * number a channel) have long inner loops.
  * A broadcast operand's gradient is summed in double, in the order of the walk, sample by sample. */
 #include <string.h>
 
 #include "cpu.h"
-#include "shared.h"
+#include "functions.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -46,29 +47,30 @@ static void zero_padding(float *value, Layout layout, int B, int C, int64_t pixe
     DO(K_RECIPROCAL)                                                                                                   \
     DO(K_POW)
 
+/* Each value by itself, so that working in place does not keep the loops from becoming vectors. */
+CPU_CLONES static void each_value(float *out, const float *in, KUnary u, int64_t count) {
+#define FORWARD(f)                                                                                                     \
+    case f: _Pragma("GCC ivdep") for (int64_t i = 0; i < count; i++) out[i] = value_of(f, &u, in[i]); break;
+    switch (u.function) { EACH_FUNCTION(FORWARD) }
+}
+
+CPU_CLONES static void each_slope(float *din, const float *dout, const float *in, KUnary u, int64_t count) {
+#define BACKWARD(f)                                                                                                    \
+    case f: _Pragma("GCC ivdep") for (int64_t i = 0; i < count; i++) din[i] = dout[i] * slope_of(f, &u, in[i]); break;
+    switch (u.function) { EACH_FUNCTION(BACKWARD) }
+}
+
 void k_unary_forward(Lane *lane, float *out, const float *in, Layout layout, const KUnary *unary, int B, int C, int H,
                      int W) {
     (void)lane;
-    const int64_t count = B * cpu_sample_size(layout, C, H, W);
-#define FORWARD(f)                                                                                                     \
-    case f:                                                                                                            \
-        for (int64_t i = 0; i < count; i++)                                                                            \
-            out[i] = value_of(f, unary, in[i]);                                                                        \
-        break;
-    switch (unary->function) { EACH_FUNCTION(FORWARD) }
+    each_value(out, in, *unary, B * cpu_sample_size(layout, C, H, W));
     zero_padding(out, layout, B, C, (int64_t)H * W);
 }
 
 void k_unary_backward(Lane *lane, float *din, const float *dout, const float *in, Layout layout, const KUnary *unary,
                       int B, int C, int H, int W) {
     (void)lane;
-    const int64_t count = B * cpu_sample_size(layout, C, H, W);
-#define BACKWARD(f)                                                                                                    \
-    case f:                                                                                                            \
-        for (int64_t i = 0; i < count; i++)                                                                            \
-            din[i] = dout[i] * slope_of(f, unary, in[i]);                                                              \
-        break;
-    switch (unary->function) { EACH_FUNCTION(BACKWARD) }
+    each_slope(din, dout, in, *unary, B * cpu_sample_size(layout, C, H, W));
     zero_padding(din, layout, B, C, (int64_t)H * W);
 }
 
@@ -193,29 +195,6 @@ size_t k_binary_scratch(const KBinary *binary) {
     return (size_t)most * sizeof(double);
 }
 
-ALWAYS_INLINE float result(KBinaryKind kind, float a, float b) {
-    switch (kind) {
-    case K_ADD: return a + b;
-    case K_SUB: return a - b;
-    case K_MUL: return a * b;
-    case K_DIV: return a / b;
-    case K_PRELU: return a > 0 ? a : a * b;
-    }
-    return 0;
-}
-
-/* Share of g = dout that goes to a (side 0) or b (side 1). */
-ALWAYS_INLINE float share(KBinaryKind kind, int side, float g, float a, float b) {
-    switch (kind) {
-    case K_ADD: return g;
-    case K_SUB: return side == 0 ? g : -g;
-    case K_MUL: return g * (side == 0 ? b : a);
-    case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
-    case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
-    }
-    return 0;
-}
-
 /* One run of the inner axis. */
 ALWAYS_INLINE void run_forward(KBinaryKind kind, float *out, const float *a, const float *b, int64_t n, int64_t sa,
                                int64_t sb) {
@@ -268,6 +247,11 @@ CPU_CLONES static void sample_forward(const KBinary *binary, float *out, const f
             RUN(K_MUL)
             RUN(K_DIV)
             RUN(K_PRELU)
+            RUN(K_LESS)
+            RUN(K_LESS_EQUAL)
+            RUN(K_EQUAL)
+            RUN(K_WHERE)
+            RUN(K_WHERE_NOT)
         }
         out += inner.size;
     } while (next_run(binary, index, &at_a, &at_b));
@@ -288,6 +272,11 @@ CPU_CLONES static void sample_backward(const KBinary *binary, int side, float *t
             BACK(K_MUL)
             BACK(K_DIV)
             BACK(K_PRELU)
+            BACK(K_LESS)
+            BACK(K_LESS_EQUAL)
+            BACK(K_EQUAL)
+            BACK(K_WHERE)
+            BACK(K_WHERE_NOT)
         }
         dout += inner.size;
         to = to ? to + inner.size : NULL;
@@ -302,7 +291,7 @@ void k_binary_forward(Lane *lane, const KBinary *binary, float *out, const float
     (void)lane;
     for (int64_t s = 0; s < binary->batch; s++)
         sample_forward(binary, out + s * binary->out_size, operand(binary, 0, a, s), operand(binary, 1, b, s));
-    if (binary->kind == K_DIV)
+    if (binary->kind == K_DIV || binary->kind == K_LESS_EQUAL || binary->kind == K_EQUAL) /* 0 and 0 give another */
         zero_padding(out, binary->layout, binary->batch, binary->channels, binary->pixels);
 }
 

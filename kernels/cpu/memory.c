@@ -120,6 +120,10 @@ void dev_download(void *host, const void *device, size_t bytes) {
         memcpy(host, device, bytes);
 }
 
+void *dev_stream(void) {
+    return NULL;
+}
+
 size_t dev_available(void) {
     size_t least = keyed_number("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
     least = least < SIZE_MAX / 1024 ? least * 1024 : SIZE_MAX;

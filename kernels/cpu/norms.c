@@ -8,10 +8,10 @@
 #include "cpu.h"
 #include "shared.h"
 
+/* c += a b. */
 CPU_CLONES static void product(float *c, const float *a, const float *b, int M, int N, int K, int64_t am, int64_t ak,
                                int64_t bk, int64_t bn) {
     for (int m = 0; m < M; m++, c += N) {
-        memset(c, 0, (size_t)N * sizeof *c);
         for (int k = 0; k < K; k++) {
             const float x = a[m * am + k * ak];
             const float *line = b + k * bk;
@@ -25,12 +25,26 @@ CPU_CLONES static void product(float *c, const float *a, const float *b, int M, 
     }
 }
 
-void k_matmul(Lane *lane, float *c, const float *a, bool a_turned, const float *b, bool b_turned, int64_t outer, int M,
-              int N, int K) {
+void k_matmul(Lane *lane, float *c, const float *a, const float *b, const KProduct *p) {
     (void)lane;
-    for (int64_t o = 0; o < outer; o++)
-        product(c + o * M * N, a + o * M * K, b + o * K * N, M, N, K, a_turned ? 1 : K, a_turned ? M : 1,
-                b_turned ? 1 : N, b_turned ? K : 1);
+    int64_t index[KDIMS + 1] = {0}, size = (int64_t)p->M * p->N;
+    for (int d = 0; d < p->n; d++)
+        size *= p->c_step[d] ? p->size[d] : 1;
+    memset(c, 0, (size_t)size * sizeof *c);
+    for (int d = 0; d >= 0;) {
+        product(c, a, b, p->M, p->N, p->K, p->a_turned ? 1 : p->K, p->a_turned ? p->M : 1, p->b_turned ? 1 : p->N,
+                p->b_turned ? p->K : 1);
+        for (d = p->n - 1; d >= 0; d--) {
+            const bool last = ++index[d] == p->size[d];
+            const int64_t by = last ? 1 - p->size[d] : 1;
+            c += by * p->c_step[d];
+            a += by * p->a_step[d];
+            b += by * p->b_step[d];
+            if (!last)
+                break;
+            index[d] = 0;
+        }
+    }
 }
 
 /* ---- Softmax ---------------------------------------------------------------------------------------------------- */

@@ -20,9 +20,9 @@
 namespace {
 
 /* No sum of two of these, or of one and a place in an image, is inside an image or overflows. */
-enum { OUTSIDE = INT32_MIN / 2 };
+constexpr int OUTSIDE = INT32_MIN / 2;
 
-struct Tap {
+struct alignas(16) Tap { /* read at once */
     int64_t offset; /* from the pixel's place in its first channel, in floats */
     int32_t down, across;
 };

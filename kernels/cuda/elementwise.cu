@@ -7,7 +7,7 @@
  * an axis that is walked about 25. An estimate: it has run on the host executor only, never on a GPU. */
 #include <stdlib.h>
 
-#include "shared.h"
+#include "functions.h"
 #include "work.h"
 
 /* ---- One operand ------------------------------------------------------------------------------------------------ */
@@ -157,29 +157,6 @@ void k_binary_free(KBinary *binary) {
 
 size_t k_binary_scratch(const KBinary *binary) {
     (void)binary; /* the sums stay in registers */
-    return 0;
-}
-
-static __device__ __forceinline__ float result(KBinaryKind kind, float a, float b) {
-    switch (kind) {
-    case K_ADD: return a + b;
-    case K_SUB: return a - b;
-    case K_MUL: return a * b;
-    case K_DIV: return a / b;
-    case K_PRELU: return a > 0 ? a : a * b;
-    }
-    return 0;
-}
-
-/* Share of g = dout that goes to a (side 0) or b (side 1). */
-static __device__ __forceinline__ float share(KBinaryKind kind, int side, float g, float a, float b) {
-    switch (kind) {
-    case K_ADD: return g;
-    case K_SUB: return side == 0 ? g : -g;
-    case K_MUL: return g * (side == 0 ? b : a);
-    case K_DIV: return side == 0 ? g / b : -g * a / (b * b);
-    case K_PRELU: return side == 0 ? (a > 0 ? g : g * b) : a > 0 ? 0 : g * a;
-    }
     return 0;
 }
 

@@ -135,7 +135,7 @@ void k_saliency(Lane *lane, float *map, float *low, float *high, const float *gr
     gpu_launch(make_saliency, (unsigned)B, WORK_THREADS, 0, lane->stream, map, low, high, gradient, C, (int64_t)H * W);
 }
 
-enum { WEIGHTS = 1024 /* channels whose weights are in shared memory at a time */ };
+constexpr int WEIGHTS = 1024; /* channels whose weights are in shared memory at a time */
 
 static __global__ void make_gradcam(float *map, float *low, float *high, const float *value, const float *gradient,
                                     int C, int64_t pixels) {

@@ -39,7 +39,7 @@ void lane_free(Lane *lane) {
     free(lane);
 }
 
-/* Made at its first use, by the main thread: what takes no lane is called from there alone. */
+/* Made by dev_start, before there are threads. */
 Lane *gpu_own_lane(void) {
     static Lane *own;
     if (!own)

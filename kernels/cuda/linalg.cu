@@ -13,11 +13,9 @@
 #include "tile.h"
 #include "work.h"
 
-enum {
-    SUM_ROWS = 1024,   /* rows summed by a thread */
-    EXACT_ROWS = 8192, /* rows summed by a tile */
-    COLUMNS = 16,      /* of a tile: 8 x 2 sums of two 64-bit numbers are a thread's registers */
-};
+constexpr int64_t SUM_ROWS = 1024;   /* rows summed by a thread */
+constexpr int64_t EXACT_ROWS = 8192; /* rows summed by a tile */
+constexpr int COLUMNS = 16;          /* of a tile: 8 x 2 sums of two 64-bit numbers are a thread's registers */
 
 static dim3 column_grid(int64_t rows, int width) {
     const int64_t parts = (rows + SUM_ROWS - 1) / SUM_ROWS;
@@ -31,7 +29,7 @@ static __global__ void column_most(unsigned long long *most, const float *x, int
     if (c >= width)
         return;
     const double middle = center ? center[c] : 0;
-    for (int64_t from = (int64_t)blockIdx.y * SUM_ROWS; from < rows; from += (int64_t)gridDim.y * SUM_ROWS) {
+    for (int64_t from = blockIdx.y * SUM_ROWS; from < rows; from += gridDim.y * SUM_ROWS) {
         double largest = 0;
         for (int64_t r = from; r < rows && r < from + SUM_ROWS; r++) {
             const double size = fabs((double)x[r * width + c] - middle);
@@ -49,7 +47,7 @@ static __global__ void column_sums(unsigned long long *sums, const float *x, int
     if (c >= width)
         return;
     const double middle = center ? center[c] : 0, by = scale[c];
-    for (int64_t from = (int64_t)blockIdx.y * SUM_ROWS; from < rows; from += (int64_t)gridDim.y * SUM_ROWS) {
+    for (int64_t from = blockIdx.y * SUM_ROWS; from < rows; from += gridDim.y * SUM_ROWS) {
         int64_t sum = 0;
         for (int64_t r = from; r < rows && r < from + SUM_ROWS; r++) {
             const double v = ((double)x[r * width + c] - middle) * by;
@@ -130,7 +128,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, 3)
     const int other_first = (int)blockIdx.y * COLUMNS;
     if (mirrored && other_first + COLUMNS <= first) /* the whole block */
         return;
-    for (int64_t from = (int64_t)blockIdx.z * EXACT_ROWS; from < rows; from += (int64_t)gridDim.z * EXACT_ROWS) {
+    for (int64_t from = blockIdx.z * EXACT_ROWS; from < rows; from += gridDim.z * EXACT_ROWS) {
         const int64_t to = from + EXACT_ROWS < rows ? from + EXACT_ROWS : rows;
         const CutColumn a = {mine < width ? x + mine : NULL, width, to, mine < width ? center[mine] : 0,
                              mine < width ? scale[mine] : 0, units};

@@ -12,7 +12,7 @@
 #include "tile.h"
 #include "work.h"
 
-enum { SEGMENT = 512 };
+constexpr int SEGMENT = 512;
 
 struct KLinear {
     int batch, inputs, outputs;

@@ -31,7 +31,7 @@ void dev_start(int device, int threads) {
                  devices);
     current_device = device;
     entered = false;
-    gpu_enter();
+    gpu_own_lane();
 }
 
 void gpu_enter(void) {
@@ -126,6 +126,10 @@ void dev_download(void *host, const void *device, size_t bytes) {
     if (bytes)
         GPU_OK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, lane->stream));
     lane_sync(lane);
+}
+
+void *dev_stream(void) {
+    return gpu_own_lane()->stream;
 }
 
 size_t dev_available(void) {

@@ -12,19 +12,25 @@
 #include "shared.h"
 #include "work.h"
 
-void k_matmul(Lane *lane, float *c, const float *a, bool a_turned, const float *b, bool b_turned, int64_t outer, int M,
-              int N, int K) {
-    Product product = {};
-    product.M = M;
-    product.N = N;
-    product.K = K;
-    product.a_m = a_turned ? 1 : K;
-    product.a_k = a_turned ? M : 1;
-    product.b_k = b_turned ? 1 : N;
-    product.b_n = b_turned ? K : 1;
-    product.kept_count = 1;
-    product.kept[0] = {outer, (int64_t)M * N, (int64_t)M * K, (int64_t)K * N};
-    gpu_product(lane, c, a, b, NULL, &product, 1);
+void k_matmul(Lane *lane, float *c, const float *a, const float *b, const KProduct *product) {
+    Product p = {};
+    p.M = product->M;
+    p.N = product->N;
+    p.K = product->K;
+    p.a_m = product->a_turned ? 1 : p.K;
+    p.a_k = product->a_turned ? p.M : 1;
+    p.b_k = product->b_turned ? 1 : p.N;
+    p.b_n = product->b_turned ? p.K : 1;
+    for (int d = 0; d < product->n; d++) {
+        const ProductAxis axis = {product->size[d], product->c_step[d], product->a_step[d], product->b_step[d]};
+        if (axis.size == 1)
+            continue;
+        if (axis.c_step == 0)
+            p.summed[p.summed_count++] = axis;
+        else
+            p.kept[p.kept_count++] = axis;
+    }
+    gpu_product(lane, c, a, b, NULL, &p, 1);
 }
 
 /* ---- Softmax ---------------------------------------------------------------------------------------------------- */

@@ -13,12 +13,8 @@
 
 #include "gpu.h"
 
-enum {
-    TILE_THREADS = 128,
-    TILE_ROWS = 128,
-    TILE_DEPTH = 8,
-    TILE_MINE = 8 /* rows, and eighths of columns, of a thread */
-};
+constexpr int TILE_THREADS = 128, TILE_ROWS = 128, TILE_DEPTH = 8;
+constexpr int TILE_MINE = 8; /* rows of a thread, and parts that the columns fall into */
 
 template <class Value, int COLS> struct TileMemory {
     alignas(16) Value rows[2][TILE_DEPTH][TILE_ROWS];
@@ -66,7 +62,7 @@ static __device__ __forceinline__ void tile_product(Sum (&sum)[TILE_MINE][COLS /
                                                     const Columns &columns, int64_t from, int64_t to) {
     constexpr int COLUMN_SHARE = COLS * TILE_DEPTH / TILE_THREADS;
     const int me = threadIdx.x;
-    Value row[TILE_DEPTH], column[COLUMN_SHARE];
+    Value row[TILE_DEPTH] = {}, column[COLUMN_SHARE] = {};
     int place[COLUMN_SHARE]; /* in a chunk (TILE_DEPTH, COLS) */
 #pragma unroll
     for (int i = 0; i < COLUMN_SHARE; i++) {

@@ -8,7 +8,7 @@
 
 #include "gpu.h"
 
-enum { WORK_THREADS = 256, WORK_WARPS = WORK_THREADS / 32, WORK_SAMPLES_MOST = 65535 };
+constexpr int WORK_THREADS = 256, WORK_WARPS = WORK_THREADS / 32, WORK_SAMPLES_MOST = 65535;
 
 /* A sample is walked by 32-bit numbers: division by 64-bit ones is several times as slow. */
 static inline dim3 work_grid(int64_t of_a_sample, int64_t samples) {

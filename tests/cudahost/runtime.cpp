@@ -74,16 +74,20 @@ static void protect(const Allocation &a, bool open) {
     mprotect(page_of(a), mapped(a.bytes), open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
+/* Whether all of [from, to) is 0xff. */
+static bool untouched(const char *from, const char *to) {
+    return from == to || (*from == (char)0xff && memcmp(from, from + 1, (size_t)(to - from - 1)) == 0);
+}
+
 static void fences(const Allocation &a) {
 #if defined(__SANITIZE_ADDRESS__)
     (void)a; /* poisoned: an access stops there and then */
 #else
-    char *page = page_of(a), *end = page + mapped(a.bytes);
-    for (const char *p = page; p < end; p = p + 1 == a.start ? a.start + a.bytes : p + 1)
-        if (p < a.start || p >= a.start + a.bytes)
-            if (*p != (char)0xff)
-                stop("a kernel has written outside of its allocation of %zu bytes, %s it", a.bytes,
-                     p < a.start ? "before" : "behind");
+    const char *page = page_of(a), *end = page + mapped(a.bytes);
+    const bool before = untouched(page, a.start);
+    if (!before || !untouched(a.start + a.bytes, end))
+        stop("a kernel has written outside of its allocation of %zu bytes, %s it", a.bytes,
+             before ? "behind" : "before");
 #endif
 }
 

@@ -234,6 +234,8 @@ CASES = {
     "efficientnet": Case(efficient, (3, 32, 32), fold=True),
     "convnext": Case(convnext_narrow, (3, 32, 32)),
     "activations": Case(Activations, (2, 19, 17)),
+    "activations_dynamo": Case(Activations, (2, 19, 17), "dynamo", 18),
+    "convnext_dynamo": Case(convnext_narrow, (3, 32, 32), "dynamo", 18),
 }
 
 
