@@ -81,8 +81,8 @@
  *         logits_tsne:perplexity = 30. ;
  *         logits_tsne:early_exaggeration = 12. ;
  *         logits_tsne:learning_rate = 208.333333333333 ;
- *         logits_tsne:affinity_dropped_mass = 1.87902726602224e-09 ;
- *         logits_tsne:affinity_sum = 1.0000000031652 ;
+ *         logits_tsne:affinity_dropped_mass = 1.87902726948911e-09 ;
+ *         logits_tsne:affinity_sum = 1.00000001526185 ;
  *         logits_tsne:samples_mapped = 10000LL ;
  *         logits_tsne:pre_pca = 0LL ;
  *         logits_tsne:max_iter = 1000LL ;
@@ -117,8 +117,8 @@
  *         gap_tsne:perplexity = 30. ;
  *         gap_tsne:early_exaggeration = 12. ;
  *         gap_tsne:learning_rate = 208.333333333333 ;
- *         gap_tsne:affinity_dropped_mass = 2.55692365383747e-09 ;
- *         gap_tsne:affinity_sum = 0.999999999626392 ;
+ *         gap_tsne:affinity_dropped_mass = 2.55692367276353e-09 ;
+ *         gap_tsne:affinity_sum = 1.00000002005697 ;
  *         gap_tsne:samples_mapped = 10000LL ;
  *         gap_tsne:pre_pca = 0LL ;
  *         gap_tsne:max_iter = 1000LL ;

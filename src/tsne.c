@@ -1,10 +1,12 @@
 /* tsne.c: exact t-SNE over the ranks, as scikit-learn's method='exact' does it. See stages.h.
  *
- * Every rank holds all points and the map, and owns whole 16-row blocks of P, of the forces and of the state of the
- * descent: ceil(blocks / ranks) each, the last ones maybe none. The affinities need one gather, of three numbers a row;
- * an iteration needs two small ones: the sums of w per block, and the map. Nothing is added up in an order that depends
- * on the ranks, so their number changes no bit.
- * Price per iteration: N^2 / 2 pairs and the reading of P, divided by the ranks (kernels/cpu/tsne.c). */
+ * Every rank holds all points and the map. It owns whole 16-row blocks of the state of the descent, ceil(blocks / ranks)
+ * each, the last ones maybe none; and pairs of tiles of 512 points, for the affinities and the forces of both sides. The
+ * affinities need one gather, of three numbers a row, and a sum of what the tiles keep; an iteration needs a
+ * reduce-scatter of forces, with the sum of w, and a gather of the map. What is added over pairs are whole numbers, what
+ * is added over blocks has their order, so the number of ranks changes no bit.
+ * Price per iteration: N^2 / 2 pairs and the cells of P, divided by the ranks (kernels/cpu/tsne.c), and 16 A + 4 A bytes
+ * a point that are sent. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>

@@ -254,16 +254,19 @@ static __device__ __forceinline__ float attract_cell(float (&force)[A], float (&
                                                      const float *value, const float *row_y, const float *column_y) {
     const int l = work_lane() % TSNE_BLOCK;
     float row[A], column[A], logs = 0;
+#pragma unroll
     for (int a = 0; a < A; a++) {
         row[a] = mask ? row_y[a * TSNE_BLOCK + l] : 0;
         column[a] = mask ? column_y[a * TSNE_BLOCK + l] : 0;
         force[a] = back[a] = 0;
     }
+#pragma unroll 4
     for (int s = 0; s < TSNE_BLOCK; s++) {
         const unsigned bits = mask ? mask[s] : 0;
         const float p = bits >> l & 1 ? value[__popc(bits & ((1u << l) - 1))] : 0;
         value += __popc(bits);
         float difference[A], square = 0;
+#pragma unroll
         for (int a = 0; a < A; a++) {
             difference[a] = row[a] - column[a];
             square = fmaf(difference[a], difference[a], square);
@@ -271,6 +274,7 @@ static __device__ __forceinline__ float attract_cell(float (&force)[A], float (&
         const float pull = p * weight<A>(difference);
         if (CROSS)
             logs = fmaf(p, log1pf(A == 2 ? square : 0.5f * square), logs);
+#pragma unroll
         for (int a = 0; a < A; a++) {
             force[a] = fmaf(pull, difference[a], force[a]);
             back[a] = fmaf(-pull, difference[a], back[a]);
@@ -283,7 +287,7 @@ static __device__ __forceinline__ float attract_cell(float (&force)[A], float (&
 
 /* Grid: the rank's pairs of tiles. */
 template <int A, bool CROSS>
-static __global__ void __launch_bounds__(PULL_THREADS)
+static __global__ void __launch_bounds__(PULL_THREADS, 3)
     attract(int64_t *sums, const int64_t *tile, const int64_t *cell_start, const int64_t *value_start,
             const TsneCell *cell, const float *value, const float *y, int64_t points, int64_t count) {
     __shared__ TileForces<A> forces;
@@ -292,8 +296,8 @@ static __global__ void __launch_bounds__(PULL_THREADS)
     const int64_t end = cell_start[blockIdx.x + 1];
     if (cell_start[blockIdx.x] == end) /* the whole block */
         return;
-    int64_t number[2];
-    tsne_tile(&number[0], &number[1], points, tile[blockIdx.x]);
+    int64_t row_tile, column_tile;
+    tsne_tile(&row_tile, &column_tile, points, tile[blockIdx.x]);
     const int half = (int)threadIdx.x / TSNE_BLOCK, l = (int)threadIdx.x % TSNE_BLOCK;
     for (int i = (int)threadIdx.x; i < 2 * A * TSNE_TILE; i += PULL_THREADS)
         (&forces.low[0][0][0])[i] = (&forces.high[0][0][0])[i] = 0;
@@ -305,15 +309,18 @@ static __global__ void __launch_bounds__(PULL_THREADS)
         for (int64_t k = half; k - half < chunk; k += HALVES) {
             const bool there = k < chunk;
             const TsneCell *own = cell + first + (there ? k : 0);
-            const int place[2] = {own->row * TSNE_BLOCK, own->column * TSNE_BLOCK};
-            float force[2][A];
-            logs += (double)attract_cell<A, CROSS>(force[0], force[1], there ? own->mask : NULL,
+            const int row = own->row * TSNE_BLOCK, column = own->column * TSNE_BLOCK;
+            float force[A], back[A];
+            logs += (double)attract_cell<A, CROSS>(force, back, there ? own->mask : NULL,
                                                    value + (there ? offset[k] : 0),
-                                                   y + (number[0] * TSNE_TILE + place[0]) * A,
-                                                   y + (number[1] * TSNE_TILE + place[1]) * A);
-            for (int side = 0; side < 2 && there; side++)
-                for (int a = 0; a < A; a++)
-                    forces.add(side, a, place[side] + l, in_units(force[side][a], (float)(1 / TSNE_PULL_UNIT)));
+                                                   y + (row_tile * TSNE_TILE + row) * A,
+                                                   y + (column_tile * TSNE_TILE + column) * A);
+#pragma unroll
+            for (int a = 0; a < A; a++)
+                if (there) {
+                    forces.add(0, a, row + l, in_units(force[a], (float)(1 / TSNE_PULL_UNIT)));
+                    forces.add(1, a, column + l, in_units(back[a], (float)(1 / TSNE_PULL_UNIT)));
+                }
         }
         value += values;
     }
@@ -322,7 +329,9 @@ static __global__ void __launch_bounds__(PULL_THREADS)
         const int side = i / (A * TSNE_TILE), a = i / TSNE_TILE % A, place = i % TSNE_TILE;
         const unsigned long long sum = forces.sum(side, a, place);
         if (sum)
-            atomicAdd(sums_of<A>(sums, number[side] * TSNE_TILE + place, true, count) + a * TSNE_BLOCK, sum);
+            atomicAdd(sums_of<A>(sums, (side ? column_tile : row_tile) * TSNE_TILE + place, true, count) +
+                          a * TSNE_BLOCK,
+                      sum);
     }
     if (!CROSS)
         return;

@@ -29,8 +29,8 @@ static size_t slot_bytes(int64_t points) {
 }
 
 static int64_t search_slots(int64_t points) {
-    const size_t slots = SEARCH_BYTES_MOST / slot_bytes(points);
-    return slots < 1 ? 1 : slots > SLOTS_MOST ? SLOTS_MOST : (int64_t)slots;
+    const int64_t most = SLOTS_MOST, slots = (int64_t)(SEARCH_BYTES_MOST / slot_bytes(points));
+    return slots < 1 ? 1 : slots < most ? slots : most;
 }
 
 static __global__ void pack(float *packed, const float *x, int64_t rows, int64_t numbers, int width, float scale) {
@@ -196,6 +196,11 @@ static __device__ __forceinline__ bool is_pair(int64_t row, int64_t column, int 
     return once && row < points && column < points;
 }
 
+/* Bit l: lane l of this half of the warp. All lanes call it. */
+static __device__ __forceinline__ unsigned half_ballot(bool vote) {
+    return __ballot_sync(0xffffffffu, vote) >> (work_lane() & 16) & 0xffff;
+}
+
 /* Where the cells of a column of cells go. */
 struct Places {
     int cells, values;   /* of the column */
@@ -206,8 +211,10 @@ struct Places {
 static __device__ __forceinline__ Places find_places(int *shared, const int (&pairs)[2]) {
     const int lane = work_lane(), half = (int)threadIdx.x / TSNE_BLOCK;
     __syncthreads(); /* the last column's have been read */
-    if (lane % TSNE_BLOCK < 2)
-        shared[2 * half + lane % TSNE_BLOCK] = pairs[lane % TSNE_BLOCK];
+    if (lane % TSNE_BLOCK == 0) {
+        shared[2 * half] = pairs[0];
+        shared[2 * half + 1] = pairs[1];
+    }
     __syncthreads();
     const int own = shared[lane];
     const unsigned full = __ballot_sync(0xffffffffu, own > 0);
@@ -217,6 +224,7 @@ static __device__ __forceinline__ Places find_places(int *shared, const int (&pa
         sum += lane >= apart ? other : 0;
     }
     Places places = {__popc(full), __shfl_sync(0xffffffffu, sum, 31), {0, 0}, {0, 0}};
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         const int block = 2 * half + r;
         places.cell[r] = __popc(full & ((1u << block) - 1));
@@ -225,10 +233,38 @@ static __device__ __forceinline__ Places find_places(int *shared, const int (&pa
     return places;
 }
 
+/* This half warp's two cells of column c. p (2, 16): negative where no pair is kept. */
+static __device__ __forceinline__ void write_cells(TsneCell *cell, float *value, const float (&p)[2][TSNE_BLOCK],
+                                                   const Places &places, int c) {
+    const int half = (int)threadIdx.x / TSNE_BLOCK, l = (int)threadIdx.x % TSNE_BLOCK;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float *next = value + places.value[r];
+        unsigned all = 0, mask = 0; /* of the lane's own diagonal */
+#pragma unroll
+        for (int s = 0; s < TSNE_BLOCK; s++) {
+            const unsigned bits = half_ballot(p[r][s] >= 0);
+            if (p[r][s] >= 0)
+                next[__popc(bits & ((1u << l) - 1))] = p[r][s];
+            next += __popc(bits);
+            all |= bits;
+            mask = l == s ? bits : mask;
+        }
+        if (!all)
+            continue;
+        TsneCell *to = cell + places.cell[r];
+        to->mask[l] = (uint16_t)mask;
+        if (l == 0) {
+            to->row = (uint8_t)(2 * half + r);
+            to->column = (uint8_t)c;
+        }
+    }
+}
+
 /* STORE false: sizes (grid) of the pairs of tiles from + blockIdx.x * step. STORE: cell, value and sums of the pairs at
  * tile, cell_start, value_start (grid). least: as k_tsne_count's. */
 template <bool STORE>
-static __global__ void __launch_bounds__(CELL_THREADS, 2)
+static __global__ void __launch_bounds__(CELL_THREADS)
     find_cells(TsneTileSize *sizes, int64_t from, int64_t step, TsneCell *cell, float *value, const int64_t *tile,
                const int64_t *cell_start, const int64_t *value_start, int64_t *kept, int64_t *dropped,
                int64_t *p_log_p, double kept_scale, double dropped_scale, double log_scale, const float *x,
@@ -236,14 +272,14 @@ static __global__ void __launch_bounds__(CELL_THREADS, 2)
     __shared__ __align__(16) float window[DIMENSIONS * WINDOW];
     __shared__ float numbers[TSNE_ROW_NUMBERS * WINDOW];
     __shared__ int counts[TSNE_TILE_BLOCKS];
-    __shared__ double double_parts[WORK_WARPS];
+    __shared__ double parts[WORK_WARPS];
     const int64_t blocks = (points + TSNE_BLOCK - 1) / TSNE_BLOCK;
     const int half = (int)threadIdx.x / TSNE_BLOCK, l = (int)threadIdx.x % TSNE_BLOCK;
-    const unsigned shift = work_lane() & 16;
     int64_t row_tile, column_tile, cells = 0, values = 0;
     tsne_tile(&row_tile, &column_tile, points, STORE ? tile[blockIdx.x] : from + blockIdx.x * step);
     const int64_t row_block = row_tile * TSNE_TILE_BLOCKS + 2 * half; /* and the next one */
     const float *own[2], *own_numbers[2];
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         const int64_t block = row_block + r < blocks ? row_block + r : 0; /* past the points: no pair */
         own[r] = x + block * TSNE_BLOCK * width + l;
@@ -259,7 +295,6 @@ static __global__ void __launch_bounds__(CELL_THREADS, 2)
                                         threadIdx.x % TSNE_BLOCK];
         distances<2>(d, window, x + column_block * TSNE_BLOCK * width, own, l, width);
         int pairs[2] = {0, 0};
-        unsigned mask[2] = {0, 0}; /* of the lane's own diagonal */
         float column_kept = 0, column_dropped = 0;
 #pragma unroll
         for (int s = 0; s < TSNE_BLOCK; s++) {
@@ -271,9 +306,7 @@ static __global__ void __launch_bounds__(CELL_THREADS, 2)
                 const float there = real ? conditional(d[r][s], own_numbers[r], TSNE_BLOCK) : 0;
                 const float back = real ? conditional(d[r][s], numbers + l + s, WINDOW) : 0;
                 const bool keep = real && (there >= least || back >= least);
-                const unsigned bits = __ballot_sync(0xffffffffu, keep) >> shift & 0xffff;
-                pairs[r] += __popc(bits);
-                mask[r] = l == s ? bits : mask[r];
+                pairs[r] += __popc(half_ballot(keep));
                 if (STORE) {
                     const float pair = there + back, p = pair * p_scale;
                     d[r][s] = keep ? p : -1;
@@ -289,54 +322,36 @@ static __global__ void __launch_bounds__(CELL_THREADS, 2)
                 column_dropped = __shfl_sync(0xffffffffu, column_dropped, l + 1, TSNE_BLOCK);
             }
         }
-        if (!STORE) {
+        if (STORE) {
+            if (column_block * TSNE_BLOCK + l < points) {
+                add_units(kept + column_block * TSNE_BLOCK + l, (double)column_kept, kept_scale);
+                add_units(dropped + column_block * TSNE_BLOCK + l, (double)column_dropped, dropped_scale);
+            }
+            const Places places = find_places(counts, pairs);
+            write_cells(cell + cell_start[blockIdx.x] + cells, value + value_start[blockIdx.x] + values, d, places, c);
+            cells += places.cells;
+            values += places.values;
+        } else {
             cells += (pairs[0] > 0) + (pairs[1] > 0);
             values += pairs[0] + pairs[1];
-            continue;
         }
-        if (column_block * TSNE_BLOCK + l < points) {
-            add_units(kept + column_block * TSNE_BLOCK + l, (double)column_kept, kept_scale);
-            add_units(dropped + column_block * TSNE_BLOCK + l, (double)column_dropped, dropped_scale);
-        }
-        const Places places = find_places(counts, pairs);
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            if (pairs[r] > 0) {
-                TsneCell *to = cell + cell_start[blockIdx.x] + cells + places.cell[r];
-                to->mask[l] = (uint16_t)mask[r];
-                if (l == 0) {
-                    to->row = (uint8_t)(2 * half + r);
-                    to->column = (uint8_t)c;
-                }
-            }
-            float *next = value + value_start[blockIdx.x] + values + places.value[r];
-#pragma unroll
-            for (int s = 0; s < TSNE_BLOCK; s++) {
-                const bool keep = d[r][s] >= 0;
-                const unsigned bits = __ballot_sync(0xffffffffu, keep) >> shift & 0xffff;
-                if (keep)
-                    next[__popc(bits & ((1u << l) - 1))] = d[r][s];
-                next += __popc(bits);
-            }
-        }
-        cells += places.cells;
-        values += places.values;
     }
-    if (!STORE) { /* the lanes of half a warp have counted the same */
-        const int64_t all_cells = block_sum(cells, reinterpret_cast<int64_t *>(double_parts));
-        const int64_t all_values = block_sum(values, reinterpret_cast<int64_t *>(double_parts));
+    if (STORE) {
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if ((row_block + r) * TSNE_BLOCK + l < points) {
+                add_units(kept + (row_block + r) * TSNE_BLOCK + l, row_kept[r], kept_scale);
+                add_units(dropped + (row_block + r) * TSNE_BLOCK + l, row_dropped[r], dropped_scale);
+            }
+        logs = block_sum(logs, parts);
         if (threadIdx.x == 0)
-            sizes[blockIdx.x] = {all_cells / TSNE_BLOCK, all_values / TSNE_BLOCK};
-        return;
+            add_units(p_log_p, logs, log_scale);
+    } else { /* the lanes of half a warp have counted the same */
+        cells = block_sum(cells, reinterpret_cast<int64_t *>(parts));
+        values = block_sum(values, reinterpret_cast<int64_t *>(parts));
+        if (threadIdx.x == 0)
+            sizes[blockIdx.x] = {cells / TSNE_BLOCK, values / TSNE_BLOCK};
     }
-    for (int r = 0; r < 2; r++)
-        if (row_block + r < blocks && (row_block + r) * TSNE_BLOCK + l < points) {
-            add_units(kept + (row_block + r) * TSNE_BLOCK + l, row_kept[r], kept_scale);
-            add_units(dropped + (row_block + r) * TSNE_BLOCK + l, row_dropped[r], dropped_scale);
-        }
-    logs = block_sum(logs, double_parts);
-    if (threadIdx.x == 0)
-        add_units(p_log_p, logs, log_scale);
 }
 
 static float p_scale(int64_t points) {
