@@ -17,12 +17,12 @@
 
 enum {
     LANE_ROWS = 4,
-    ROWS = 32 * LANE_ROWS,           /* of a block of the repulsion */
-    ROW_PARTS = TSNE_TILE / ROWS,    /* blocks of a pair of tiles */
-    WARPS = 4,                       /* of such a block */
-    COLUMNS = TSNE_TILE / WARPS,     /* of each of its warps */
-    PULL_THREADS = 256,              /* of a block of the attraction */
-    HALVES = PULL_THREADS / 16,      /* cells it works on at once */
+    ROWS = 32 * LANE_ROWS,        /* of a block of the repulsion */
+    ROW_PARTS = TSNE_TILE / ROWS, /* blocks of a pair of tiles */
+    WARPS = 4,                    /* of such a block */
+    COLUMNS = TSNE_TILE / WARPS,  /* of each of its warps */
+    PULL_THREADS = 256,           /* of a block of the attraction */
+    HALVES = PULL_THREADS / 16,   /* cells it works on at once */
 };
 static_assert(ROWS == 32 * WARPS, "a thread adds up a row's force");
 static_assert(PULL_THREADS == WORK_THREADS, "block_sum");
@@ -118,9 +118,8 @@ static __device__ __forceinline__ void repel_columns(float (&force)[LANE_ROWS][A
 /* sums: zeros before. A tile against itself: every ordered pair, for the rows' side only. Grid: ROW_PARTS for each of the
  * rank's pairs of tiles. */
 template <int A>
-static __global__ void __launch_bounds__(ROWS)
-    repel(int64_t *sums, const float *y, int64_t points, int64_t count, int part, int parts, float force_scale,
-          double w_scale) {
+static __global__ void __launch_bounds__(ROWS) repel(int64_t *sums, const float *y, int64_t points, int64_t count,
+                                                     int part, int parts, float force_scale, double w_scale) {
     __shared__ float row_force[WARPS][A][ROWS];
     __shared__ double warp_w[WARPS];
     int64_t row_tile, column_tile;
@@ -311,10 +310,9 @@ static __global__ void __launch_bounds__(PULL_THREADS, 3)
             const TsneCell *own = cell + first + (there ? k : 0);
             const int row = own->row * TSNE_BLOCK, column = own->column * TSNE_BLOCK;
             float force[A], back[A];
-            logs += (double)attract_cell<A, CROSS>(force, back, there ? own->mask : NULL,
-                                                   value + (there ? offset[k] : 0),
-                                                   y + (row_tile * TSNE_TILE + row) * A,
-                                                   y + (column_tile * TSNE_TILE + column) * A);
+            logs += (double)attract_cell<A, CROSS>(
+                force, back, there ? own->mask : NULL, value + (there ? offset[k] : 0),
+                y + (row_tile * TSNE_TILE + row) * A, y + (column_tile * TSNE_TILE + column) * A);
 #pragma unroll
             for (int a = 0; a < A; a++)
                 if (there) {

@@ -191,8 +191,8 @@ static __device__ __forceinline__ float conditional(float d, const float *number
 /* A pair of points, once: on the diagonal of P each pair appears twice, and points with themselves. */
 static __device__ __forceinline__ bool is_pair(int64_t row, int64_t column, int s, int64_t points) {
     const int l = (int)(row % TSNE_BLOCK);
-    const bool once = row / TSNE_BLOCK != column / TSNE_BLOCK ||
-                      (s > 0 && (s < TSNE_BLOCK / 2 || (s == TSNE_BLOCK / 2 && l < s)));
+    const bool once =
+        row / TSNE_BLOCK != column / TSNE_BLOCK || (s > 0 && (s < TSNE_BLOCK / 2 || (s == TSNE_BLOCK / 2 && l < s)));
     return once && row < points && column < points;
 }
 
@@ -203,7 +203,7 @@ static __device__ __forceinline__ unsigned half_ballot(bool vote) {
 
 /* Where the cells of a column of cells go. */
 struct Places {
-    int cells, values;   /* of the column */
+    int cells, values;     /* of the column */
     int cell[2], value[2]; /* of this half warp's two: how many are before */
 };
 
@@ -266,9 +266,9 @@ static __device__ __forceinline__ void write_cells(TsneCell *cell, float *value,
 template <bool STORE>
 static __global__ void __launch_bounds__(CELL_THREADS)
     find_cells(TsneTileSize *sizes, int64_t from, int64_t step, TsneCell *cell, float *value, const int64_t *tile,
-               const int64_t *cell_start, const int64_t *value_start, int64_t *kept, int64_t *dropped,
-               int64_t *p_log_p, double kept_scale, double dropped_scale, double log_scale, const float *x,
-               const float *rows, int64_t points, int width, float least, float p_scale) {
+               const int64_t *cell_start, const int64_t *value_start, int64_t *kept, int64_t *dropped, int64_t *p_log_p,
+               double kept_scale, double dropped_scale, double log_scale, const float *x, const float *rows,
+               int64_t points, int width, float least, float p_scale) {
     __shared__ __align__(16) float window[DIMENSIONS * WINDOW];
     __shared__ float numbers[TSNE_ROW_NUMBERS * WINDOW];
     __shared__ int counts[TSNE_TILE_BLOCKS];
@@ -291,8 +291,8 @@ static __global__ void __launch_bounds__(CELL_THREADS)
         float d[2][TSNE_BLOCK]; /* then p, or -1 */
         __syncthreads();        /* the last column's numbers have been read */
         if (threadIdx.x < TSNE_ROW_NUMBERS * WINDOW)
-            numbers[threadIdx.x] = rows[(column_block * TSNE_ROW_NUMBERS + threadIdx.x / WINDOW) * TSNE_BLOCK +
-                                        threadIdx.x % TSNE_BLOCK];
+            numbers[threadIdx.x] =
+                rows[(column_block * TSNE_ROW_NUMBERS + threadIdx.x / WINDOW) * TSNE_BLOCK + threadIdx.x % TSNE_BLOCK];
         distances<2>(d, window, x + column_block * TSNE_BLOCK * width, own, l, width);
         int pairs[2] = {0, 0};
         float column_kept = 0, column_dropped = 0;
@@ -301,8 +301,8 @@ static __global__ void __launch_bounds__(CELL_THREADS)
             const int64_t column = column_block * TSNE_BLOCK + (l + s) % TSNE_BLOCK;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const bool real = row_block + r <= column_block &&
-                                  is_pair((row_block + r) * TSNE_BLOCK + l, column, s, points);
+                const bool real =
+                    row_block + r <= column_block && is_pair((row_block + r) * TSNE_BLOCK + l, column, s, points);
                 const float there = real ? conditional(d[r][s], own_numbers[r], TSNE_BLOCK) : 0;
                 const float back = real ? conditional(d[r][s], numbers + l + s, WINDOW) : 0;
                 const bool keep = real && (there >= least || back >= least);
@@ -361,8 +361,8 @@ static float p_scale(int64_t points) {
 void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch) {
     (void)scratch;
-    gpu_launch(find_cells<false>, gpu_blocks(tiles, 1), CELL_THREADS, 0, gpu_own_lane()->stream, sizes, from, step, nullptr,
-               nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, x, rows, shape->points,
+    gpu_launch(find_cells<false>, gpu_blocks(tiles, 1), CELL_THREADS, 0, gpu_own_lane()->stream, sizes, from, step,
+               nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, x, rows, shape->points,
                shape->width, least, p_scale(shape->points));
 }
 
@@ -371,7 +371,7 @@ void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_
     (void)scratch;
     gpu_launch(find_cells<true>, gpu_blocks(to - from, 1), CELL_THREADS, 0, gpu_own_lane()->stream, nullptr, 0, 0,
                affinities->cell, affinities->value, affinities->tile + from, affinities->cell_start + from,
-               affinities->value_start + from, sums.kept, sums.dropped, sums.p_log_p,
-               1 / tsne_kept_unit(shape->points), 1 / TSNE_DROPPED_UNIT, 1 / TSNE_LOG_UNIT, x, rows, shape->points,
-               shape->width, least, p_scale(shape->points));
+               affinities->value_start + from, sums.kept, sums.dropped, sums.p_log_p, 1 / tsne_kept_unit(shape->points),
+               1 / TSNE_DROPPED_UNIT, 1 / TSNE_LOG_UNIT, x, rows, shape->points, shape->width, least,
+               p_scale(shape->points));
 }
