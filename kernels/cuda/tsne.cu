@@ -9,8 +9,9 @@
  * operations on integers: whatever order those come in, and however many GPUs share the pairs, the bits are the same.
  * w is by the fast reciprocal (square root in 3-D), within 2 units of the last place: 2e-7 of a pair's force.
  *
- * Price of the repulsion, from the code of sm_90: see the loop of repel_columns; 32 pairs of points, both sides, take
- * PRICE_2D instructions in 2-D. Under some 2500 points there are fewer blocks than an H100 has room for.
+ * Price of the repulsion, from the code of sm_90: 16.4 instructions for 32 pairs of points and both of their sides in
+ * 2-D, 22.9 in 3-D, and an atomic addition of 8 bytes for every 51 pairs: 1.8e12 such pairs a second on an H100 at best,
+ * 28 us an iteration at 10,000 points. Under some 2500 points there are fewer blocks than it has multiprocessors.
  * Estimates: it has run on the host executor only, never on a GPU. */
 #include "shared_tsne.h"
 #include "work.h"
@@ -67,13 +68,13 @@ static __device__ __forceinline__ unsigned long long in_units(float force, float
 }
 
 template <int A> static __device__ __forceinline__ float weight(const float *difference) {
+    if (A == 2)
+        return __fdividef(1.0f, fmaf(difference[1], difference[1], fmaf(difference[0], difference[0], 1.0f)));
     float square = difference[0] * difference[0];
 #pragma unroll
     for (int a = 1; a < A; a++)
         square = fmaf(difference[a], difference[a], square);
-    if (A == 2)
-        return __fdividef(1.0f, 1 + square);
-    const float root = rsqrtf(fmaf(square, 0.5f, 1));
+    const float root = rsqrtf(fmaf(square, 0.5f, 1.0f));
     return root * root * root;
 }
 
