@@ -28,7 +28,6 @@ typedef struct {
     omp_lock_t *lock;
 } Scratch;
 
-static int64_t tile_count(int64_t points);
 static Scratch scratch_begin(void *scratch, const TsneShape *shape);
 static void scratch_end(Scratch scratch, const TsneShape *shape);
 static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction);
@@ -42,24 +41,15 @@ static void fill_columns(Work *work, const float *y, const TsneShape *shape, int
 static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile);
 
 int64_t k_tsne_tiles(int64_t points) {
-    return tile_count(points) * (tile_count(points) + 1) / 2;
+    return tsne_tile_count(points) * (tsne_tile_count(points) + 1) / 2;
 }
 
-void tsne_tile(int64_t *row, int64_t *column, int64_t points, int64_t number) {
-    int64_t off = 0, left = tile_count(points);
-    for (; number >= left; off++)
-        number -= left--;
-    *row = number;
-    *column = number + off;
-}
-
-/* A pair's force is below 0.37, its w at most 1. The sums stay below 2^62. */
 double k_tsne_force_unit(int64_t points) {
-    return ldexp(1, (int)ceil(log2((double)points + 1)) - 62);
+    return tsne_force_unit(points);
 }
 
 double k_tsne_w_unit(int64_t points) {
-    return ldexp(1, (int)ceil(2 * log2((double)points + 1)) - 62);
+    return tsne_w_unit(points);
 }
 
 int64_t k_tsne_sums(const TsneShape *shape) {
@@ -67,7 +57,7 @@ int64_t k_tsne_sums(const TsneShape *shape) {
 }
 
 size_t k_tsne_scratch(const TsneShape *shape) {
-    return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tile_count(shape->points) * sizeof(omp_lock_t);
+    return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tsne_tile_count(shape->points) * sizeof(omp_lock_t);
 }
 
 void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *memory) {
@@ -150,19 +140,15 @@ void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, con
     }
 }
 
-static int64_t tile_count(int64_t points) {
-    return (points + TSNE_TILE - 1) / TSNE_TILE;
-}
-
 static Scratch scratch_begin(void *memory, const TsneShape *shape) {
     Scratch scratch = {memory, (omp_lock_t *)((Work *)memory + omp_get_max_threads())};
-    for (int64_t t = 0; t < tile_count(shape->points); t++)
+    for (int64_t t = 0; t < tsne_tile_count(shape->points); t++)
         omp_init_lock(&scratch.lock[t]);
     return scratch;
 }
 
 static void scratch_end(Scratch scratch, const TsneShape *shape) {
-    for (int64_t t = 0; t < tile_count(shape->points); t++)
+    for (int64_t t = 0; t < tsne_tile_count(shape->points); t++)
         omp_destroy_lock(&scratch.lock[t]);
 }
 

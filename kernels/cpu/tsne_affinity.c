@@ -13,15 +13,7 @@
 enum {
     NARROW = 64,      /* up to this many dimensions all points stay in the cache, and a group is one block */
     WIDE_GROUP = 4,   /* else a group of four reads the points once for all */
-    PASSES_MAX = 150, /* of the search; Newton's method takes 6 to 12 */
 };
-static const double ENTROPY_TOLERANCE = 1e-6, BETA_LEAST = 1e-20, BETA_MOST = 1e30;
-
-/* The search of one row: entropy falls as beta grows; too_small and too_large enclose the answer. */
-typedef struct {
-    double beta, too_small, too_large;
-    bool done;
-} Search;
 
 /* Of a pair of tiles: as TsneCellSums, for its rows and for its columns. */
 typedef struct {
@@ -47,8 +39,6 @@ static int group_blocks(int width);
 static int64_t column_count(int64_t points);
 static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks);
 static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity);
-static void search_step(Search *search, double entropy, double wanted, double variance);
-static double natural_log(double x);
 
 void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float scale) {
     const int64_t blocks = (rows + TSNE_BLOCK - 1) / TSNE_BLOCK;
@@ -70,7 +60,7 @@ size_t k_tsne_affinity_scratch(int64_t points, int width) {
 void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch) {
     const int group = group_blocks(shape->width);
     const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
-    const double wanted = natural_log(perplexity);
+    const double wanted = tsne_log(perplexity);
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t b = 0; b < shape->count; b += group) {
         float *d = (float *)scratch + omp_get_thread_num() * group * stride;
@@ -82,8 +72,8 @@ void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double p
     }
 }
 
-double k_tsne_kept_unit(int64_t points) { /* a row's sum is at most N + 1 */
-    return ldexp(1, (int)ceil(log2((double)points + 2)) - 62);
+double k_tsne_kept_unit(int64_t points) {
+    return tsne_kept_unit(points);
 }
 
 void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
@@ -231,20 +221,19 @@ static void search_block(float *mine, const float *d, int64_t block, int64_t poi
     const TsneInner *inner = tsne_inner();
     float *beta = mine + TSNE_ROW_BETA * TSNE_BLOCK, *low = mine + TSNE_ROW_LOW * TSNE_BLOCK;
     float *scale = mine + TSNE_ROW_SCALE * TSNE_BLOCK;
-    Search search[TSNE_BLOCK];
+    TsneSearch search[TSNE_BLOCK];
     double total[TSNE_BLOCK], sums[3 * TSNE_BLOCK];
     inner->row_range(low, total, d, points);
     for (int l = 0; l < TSNE_BLOCK; l++) {
         bool real = block * TSNE_BLOCK + l < points;
         double mean = total[l] / (double)(points - 1) - low[l];
-        double start = real && mean > 0 ? 1 / mean : 1;
-        search[l] = (Search){fmin(fmax(start, BETA_LEAST), BETA_MOST), 0, 0, !real};
+        search[l] = tsne_search_begin(mean, real);
         beta[l] = real ? (float)search[l].beta : 0;
         low[l] = real ? low[l] : 0;
         scale[l] = 0;
     }
     bool all_done = false;
-    for (int pass = 0; pass < PASSES_MAX && !all_done; pass++) {
+    for (int pass = 0; pass < TSNE_PASSES_MAX && !all_done; pass++) {
         inner->moments(sums, d, points, beta, low);
         all_done = true;
         for (int l = 0; l < TSNE_BLOCK; l++) {
@@ -252,48 +241,11 @@ static void search_block(float *mine, const float *d, int64_t block, int64_t poi
                 continue;
             double sum = sums[l], mean = sums[TSNE_BLOCK + l] / sum;
             scale[l] = (float)(1 / sum);
-            search_step(&search[l], natural_log(sum) + mean, log_perplexity,
+            tsne_search_step(&search[l], tsne_log(sum) + mean, log_perplexity,
                         sums[2 * TSNE_BLOCK + l] / sum - mean * mean);
-            if (pass + 1 < PASSES_MAX && !search[l].done)
+            if (pass + 1 < TSNE_PASSES_MAX && !search[l].done)
                 beta[l] = (float)search[l].beta;
             all_done = all_done && search[l].done;
         }
     }
-}
-
-/* variance is that of t = beta (d - low): the entropy changes by minus it per unit of ln(beta). Where the perplexity is
- * out of reach (more ties at the least distance than that; or nearly N of it), beta ends at a bound. */
-static void search_step(Search *search, double entropy, double wanted, double variance) {
-    double excess = entropy - wanted;
-    bool at_bound = excess > 0 ? search->beta >= BETA_MOST : search->beta <= BETA_LEAST;
-    if (fabs(excess) <= ENTROPY_TOLERANCE || at_bound) {
-        search->done = true;
-        return;
-    }
-    if (excess > 0)
-        search->too_small = search->beta;
-    else
-        search->too_large = search->beta;
-    double step = variance > 0 ? excess / variance : (excess > 0 ? 2 : -2);
-    step = fmin(fmax(step, -2), 2);
-    double factor = 1 + fabs(step) + 0.5 * step * step; /* near enough to e^|step| */
-    double next = step > 0 ? search->beta * factor : search->beta / factor;
-    bool below = next <= search->too_small, above = search->too_large > 0 && next >= search->too_large;
-    if ((below || above) && search->too_small > 0 && search->too_large > 0)
-        next = sqrt(search->too_small) * sqrt(search->too_large);
-    search->beta = fmin(fmax(next, BETA_LEAST), BETA_MOST);
-}
-
-/* ln x for normal x > 0, the same bits with every libm: x = m 2^k, and the series of ln m in (m - 1) / (m + 1). */
-static double natural_log(double x) {
-    int k;
-    double m = frexp(x, &k);
-    if (m < 0.70710678118654752) {
-        m *= 2;
-        k--;
-    }
-    double s = (m - 1) / (m + 1), power = s, sum = 0;
-    for (int i = 1; i < 25; i += 2, power *= s * s)
-        sum += power / i;
-    return 2 * sum + k * 0.69314718055994531;
 }

@@ -10,13 +10,11 @@
 #include <stdint.h>
 
 #include "kernels.h"
+#include "shared_tsne.h"
 
-/* Blocks of a tile, and the stride of the repulsion's column arrays, whose first 15 entries are repeated past the end so
- * that a window of 16 may wrap around. */
-enum { TSNE_TILE_BLOCKS = TSNE_TILE / TSNE_BLOCK, TSNE_STRIDE = TSNE_TILE + 16, TSNE_WINDOW = 2 * TSNE_BLOCK };
-
-/* Distances no point has: of a point to itself, and of padding. */
-#define TSNE_FAR 1e30f
+/* The stride of the repulsion's column arrays, whose first 15 entries are repeated past the end so that a window of 16
+ * may wrap around. */
+enum { TSNE_STRIDE = TSNE_TILE + 16, TSNE_WINDOW = 2 * TSNE_BLOCK };
 
 /* Of a cell, for its rows and for its columns: sums of c(j|i) + c(i|j). p_log_p: of p ln p over the kept pairs. */
 typedef struct {
@@ -56,8 +54,5 @@ typedef struct {
 } TsneInner;
 
 const TsneInner *tsne_inner(void);
-
-/* The tiles of pair `number`, row <= column: those on the diagonal first, then those one off it, and so on. */
-void tsne_tile(int64_t *row, int64_t *column, int64_t points, int64_t number);
 
 #endif
