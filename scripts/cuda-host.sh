@@ -2,7 +2,7 @@
 # Every line of kernels/cuda without a GPU: the tests on the host executor (tests/cudahost), in five orders of threads,
 # blocks and streams; with the race detector; with ASan and UBSan; then the line coverage of kernels/cuda.
 #
-#     scripts/cuda-host.sh [FOLDER]     builds in FOLDER (build-cuda-*)
+#     scripts/cuda-host.sh [FOLDER [quick]]     builds in FOLDER (build-cuda-*); quick: the tests in one order only
 #
 # Fails when a test does, or below 95 % of the lines. "skipped" (exit status 77) where NVIDIA's headers are not.
 set -euo pipefail
@@ -27,6 +27,12 @@ build() {
 test_in() {
     ctest --test-dir "$folder/build-cuda-$1" --output-on-failure "${@:2}"
 }
+
+if [[ ${2:-} == quick ]]; then
+    build quick -DKERNELS_ONLY=ON
+    test_in quick
+    exit
+fi
 
 build host -DCMAKE_CXX_FLAGS=--coverage -DCMAKE_EXE_LINKER_FLAGS=--coverage
 find "$folder/build-cuda-host" -name '*.gcda' -delete
