@@ -237,7 +237,6 @@ static void check_p(const double *dense, const float *x, int N, int D, double pe
         for (int j = 0; j < N; j++) {
             const double p = (c[i * N + j] + c[j * N + i]) / (2.0 * N);
             assert_true(fabs(dense[i * N + j] - p) <= 3e-5 * p + least / N);
-
         }
     free(c);
     free(d);
@@ -455,14 +454,10 @@ int main(int argc, char **argv) {
         return failed;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reciprocal),
-        cmocka_unit_test(test_reciprocal_root),
-        cmocka_unit_test(test_exp_minus),
-        cmocka_unit_test(test_log),
-        cmocka_unit_test(test_order),
-        cmocka_unit_test(test_order_of_equal_points),
-        cmocka_unit_test(test_update),
-        cmocka_unit_test(test_forces_at_every_level),
+        cmocka_unit_test(test_reciprocal), cmocka_unit_test(test_reciprocal_root),
+        cmocka_unit_test(test_exp_minus),  cmocka_unit_test(test_log),
+        cmocka_unit_test(test_order),      cmocka_unit_test(test_order_of_equal_points),
+        cmocka_unit_test(test_update),     cmocka_unit_test(test_forces_at_every_level),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
