@@ -72,7 +72,11 @@ static void describe_images(Job *job) {
 
 static Dataset *open_vector(Job *job, const char *spec, int64_t samples, const char *of) {
     Dataset *vector = dataset_open(job->arena, spec);
-    if (vector->rank != 1 && !(vector->rank == 2 && vector->shape[1] == 1))
+    if (vector->rank == 2 && vector->shape[1] > 1)
+        die("%s: has %lld numbers a sample, expected one, the category: several categories of one sample (multi-hot) "
+            "are not read; one-hot rows become categories by argmax(1)",
+            spec, (long long)vector->shape[1]);
+    if (vector->rank > 2)
         die("%s: an array of %d dimensions, expected one integer a sample", spec, vector->rank);
     if (vector->shape[0] != samples)
         die("%s: %lld values, but %s holds %lld samples", spec, (long long)vector->shape[0], of, (long long)samples);

@@ -130,6 +130,8 @@ CASES: dict[str, tuple[dict[str, Value], int, list[str]]] = {
     # counts and values
     "fewer labels": ({"labels": array("bad.npy", CLASSES[:39])}, 1, ["39", "40", "bad.npy"]),
     "more labels": ({"labels": array("bad.npy", np.zeros(41, int))}, 1, ["41", "40", "bad.npy"]),
+    "multi-hot labels": ({"labels": array("bad.npy", np.eye(10, dtype=np.uint8)[CLASSES])}, 1,
+                         ["bad.npy", "10 numbers", "multi-hot"]),
     "label too large": ({"labels": array("bad.npy", changed(CLASSES, 17, 10))}, 1, ["bad.npy", "17", "10"]),
     "label -2": ({"labels": array("bad.npy", changed(CLASSES, 17, -2))}, 1, ["bad.npy", "17", "-2"]),
     "label 1.5": ({"labels": array("bad.npy", changed(CLASSES.astype(float), 17, 1.5))}, 1, ["bad.npy", "17", "1.5"]),
