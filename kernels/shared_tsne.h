@@ -1,5 +1,5 @@
-/* shared_tsne.h: what the t-SNE of the CPU and that of CUDA compute by the same lines: the numbering of pairs of tiles,
- * the units of sums, and a step of the search for a row's beta. */
+/* shared_tsne.h: what the t-SNE of the CPU and that of CUDA compute by the same lines: the numbering of pairs of tiles, and
+ * a step of the search for a row's beta. */
 #ifndef CNNSCOPE_SHARED_TSNE_H
 #define CNNSCOPE_SHARED_TSNE_H
 
@@ -86,23 +86,6 @@ ON_BOTH void tsne_search_step(TsneSearch *search, double entropy, double wanted,
     if ((below || above) && search->too_small > 0 && search->too_large > 0)
         next = sqrt(search->too_small) * sqrt(search->too_large);
     search->beta = fmin(fmax(next, TSNE_BETA_LEAST), TSNE_BETA_MOST);
-}
-
-/* ---- Units: powers of two that whole sums of N points stay below 2^62 of ------------------------------------------ */
-
-/* A pair's force is below 0.37. */
-ON_BOTH double tsne_force_unit(int64_t points) {
-    return ldexp(1.0, (int)ceil(log2((double)points + 1)) - 62);
-}
-
-/* A pair's w is at most 1. */
-ON_BOTH double tsne_w_unit(int64_t points) {
-    return ldexp(1.0, (int)ceil(2 * log2((double)points + 1)) - 62);
-}
-
-/* A row's sum is at most N + 1. */
-ON_BOTH double tsne_kept_unit(int64_t points) {
-    return ldexp(1.0, (int)ceil(log2((double)points + 2)) - 62);
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <dnnl.h>
 
+#include "failure.h"
 #include "kernels.h"
 
 /* Compiles a function once for each level of vectors and chooses when the program starts. Results are the same bits at
@@ -13,9 +14,6 @@
 #else
 #define CPU_CLONES
 #endif
-
-/* Ends the run with one line, through the function given to dev_on_failure. */
-_Noreturn void cpu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 int cpu_threads(void); /* given to dev_start */
 

@@ -83,9 +83,9 @@ void cpu_threads_back(int threads) {
 
 void cpu_check(dnnl_status_t status, const char *what) {
     if (status == dnnl_out_of_memory)
-        cpu_fail("memory: not enough for %s of oneDNN: use more nodes, or a smaller --batch", what);
+        kernel_fail("memory: not enough for %s of oneDNN: use more nodes, or a smaller --batch", what);
     if (status != dnnl_success)
-        cpu_fail("oneDNN: %s failed with status %d, expected 0: check the library's version (2.6 is tested)", what,
+        kernel_fail("oneDNN: %s failed with status %d, expected 0: check the library's version (2.6 is tested)", what,
                  (int)status);
 }
 

@@ -7,7 +7,6 @@
 #include <cblas.h>
 #include <dnnl.h>
 #include <omp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +17,6 @@
 
 enum { ALIGN_BYTES = 64, HUGE_PAGE_BYTES = 2 << 20, PAGED_FROM_BYTES = 4 << 20, CHECKED_FROM_BYTES = 64 << 20 };
 
-static void (*failure)(const char *message);
 static int thread_count = 1;
 static int isa_limit = -1;
 
@@ -36,22 +34,6 @@ void dev_start(int device, int threads) {
     omp_set_dynamic(0);
     omp_set_max_active_levels(1);
     omp_set_num_threads(thread_count);
-}
-
-void dev_on_failure(void (*fail)(const char *message)) {
-    failure = fail;
-}
-
-void cpu_fail(const char *format, ...) {
-    char message[512];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(message, sizeof message, format, args);
-    va_end(args);
-    if (failure)
-        failure(message);
-    fprintf(stderr, "cnnscope: %s\n", message);
-    exit(1);
 }
 
 int cpu_threads(void) {
@@ -81,7 +63,7 @@ void dev_limit_isa(int isa) {
     int level = isa < 0 ? 0 : isa < dev_isa() ? isa : dev_isa();
     dnnl_status_t status = dnnl_set_max_cpu_isa(levels[level]); /* other machines have one level, and no such limit */
     if (status != dnnl_success && status != dnnl_unimplemented)
-        cpu_fail("oneDNN: the instruction level can no longer be set: a kernel was made before dev_limit_isa");
+        kernel_fail("oneDNN: the instruction level can no longer be set: a kernel was made before dev_limit_isa");
     isa_limit = level;
 }
 
@@ -99,13 +81,13 @@ void *dev_alloc(size_t bytes) {
     if (bytes >= CHECKED_FROM_BYTES) {
         size_t available = dev_available();
         if (bytes > available)
-            cpu_fail("memory: %.2f GiB needed, %.2f GiB available on this node: use more nodes, or ask for less",
+            kernel_fail("memory: %.2f GiB needed, %.2f GiB available on this node: use more nodes, or ask for less",
                      (double)bytes / 0x1p30, (double)available / 0x1p30);
     }
     size_t alignment = bytes >= PAGED_FROM_BYTES ? HUGE_PAGE_BYTES : ALIGN_BYTES;
     void *memory = NULL;
     if (posix_memalign(&memory, alignment, bytes ? bytes : 1) != 0)
-        cpu_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less", bytes);
+        kernel_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less", bytes);
     if (bytes >= PAGED_FROM_BYTES)
         madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without huge pages all is the same, only slower */
     return memory;

@@ -17,7 +17,7 @@ struct KMaxPool {
 
 KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
-        cpu_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
+        kernel_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
                  shape->kernel_width);
     KMaxPool *pool = dev_alloc(sizeof *pool);
     *pool = (KMaxPool){.shape = *shape, .layout = layout, .batch = batch};

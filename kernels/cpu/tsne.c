@@ -40,22 +40,6 @@ static int points_in_tile(const TsneShape *shape, int64_t tile);
 static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m);
 static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile);
 
-int64_t k_tsne_tiles(int64_t points) {
-    return tsne_tile_count(points) * (tsne_tile_count(points) + 1) / 2;
-}
-
-double k_tsne_force_unit(int64_t points) {
-    return tsne_force_unit(points);
-}
-
-double k_tsne_w_unit(int64_t points) {
-    return tsne_w_unit(points);
-}
-
-int64_t k_tsne_sums(const TsneShape *shape) {
-    return shape->count * 2 * shape->axes * TSNE_BLOCK + TSNE_TOTALS;
-}
-
 size_t k_tsne_scratch(const TsneShape *shape) {
     return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tsne_tile_count(shape->points) * sizeof(omp_lock_t);
 }

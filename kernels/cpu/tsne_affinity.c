@@ -72,10 +72,6 @@ void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double p
     }
 }
 
-double k_tsne_kept_unit(int64_t points) {
-    return tsne_kept_unit(points);
-}
-
 void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch) {
     const Cells all = {.x = x, .rows = rows, .shape = shape, .least = least};

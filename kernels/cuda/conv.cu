@@ -383,7 +383,7 @@ static void make_pass(Pass *pass, const ConvShape *s, int batch, const float *we
     pass->most_pixels = (int64_t)((p->to_height + p->to_row_step - 1) / p->to_row_step) *
                         ((p->to_width + p->to_column_step - 1) / p->to_column_step) * batch;
     if (pass->most_pixels > INT32_MAX || classes > 65535 || tiles > 65535)
-        gpu_fail(
+        kernel_fail(
             "convolution: %lld pixels a batch, %lld channel tiles, stride %d x %d are more than a GPU kernel takes: "
             "use a smaller --batch",
             (long long)pass->most_pixels, (long long)tiles, s->stride_height, s->stride_width);

@@ -1,5 +1,6 @@
 # The kernels on NVIDIA GPUs (CUDA=ON), or the same sources on the host executor (CUDA=HOST).
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
+file(GLOB SHARED_SOURCES CONFIGURE_DEPENDS kernels/*.c)
 
 if(CUDA STREQUAL "HOST")
   include(tests/cudahost/cudahost.cmake)
@@ -11,7 +12,7 @@ else()
   find_package(CUDAToolkit 12 REQUIRED)
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -lineinfo")
-  add_library(kernels STATIC ${CUDA_SOURCES} kernels/dense.c)
+  add_library(kernels STATIC ${CUDA_SOURCES} ${SHARED_SOURCES})
   target_compile_options(kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fopenmp>)
   if(WARNINGS_AS_ERRORS)
     target_compile_options(kernels PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings>")

@@ -25,7 +25,7 @@ static size_t pixel_bytes(DType dtype) {
     case DT_I64:
     case DT_F64: return 8;
     }
-    gpu_fail("pixels: unknown type %d", (int)dtype);
+    kernel_fail("pixels: unknown type %d", (int)dtype);
 }
 
 static __global__ void transform_pixels(float *out, const void *pixels, PixelTransform t, uint32_t sample, int count,

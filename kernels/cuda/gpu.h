@@ -17,6 +17,7 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include "failure.h"
 extern "C" {
 #include "kernels.h"
 }
@@ -48,7 +49,6 @@ void gpu_enter(void);
 
 /* ---- Errors: one line through the function given to dev_on_failure --------------------------------------------- */
 
-[[noreturn]] void gpu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void gpu_ok(cudaError_t status, const char *what, const char *file, int line);
 void gpu_blas_ok(cublasStatus_t status, const char *what, const char *file, int line);
 #define GPU_OK(call) gpu_ok((call), #call, __FILE__, __LINE__)
@@ -60,7 +60,7 @@ void gpu_blas_ok(cublasStatus_t status, const char *what, const char *file, int 
 static inline unsigned gpu_blocks(int64_t count, int64_t each) {
     const int64_t blocks = (count + each - 1) / each;
     if (blocks > INT32_MAX)
-        gpu_fail("GPU: a kernel over %lld elements is too large: use a smaller --batch", (long long)count);
+        kernel_fail("GPU: a kernel over %lld elements is too large: use a smaller --batch", (long long)count);
     return (unsigned)blocks;
 }
 

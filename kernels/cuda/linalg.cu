@@ -160,7 +160,7 @@ static __global__ void mirror(int64_t *high, int64_t *low, int width) {
 static dim3 exact_grid(int64_t rows, int width, int columns) {
     const int64_t parts = (rows + EXACT_ROWS - 1) / EXACT_ROWS;
     if (columns > 65535 * COLUMNS)
-        gpu_fail("PCA: %d columns are more than a GPU kernel takes, at most %d", columns, 65535 * COLUMNS);
+        kernel_fail("PCA: %d columns are more than a GPU kernel takes, at most %d", columns, 65535 * COLUMNS);
     return dim3(gpu_blocks(width, TILE_ROWS), gpu_blocks(columns, COLUMNS), (unsigned)(parts < 65535 ? parts : 65535));
 }
 

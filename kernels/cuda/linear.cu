@@ -106,7 +106,7 @@ void gpu_product(Lane *lane, float *c, const float *a, const float *b, const flo
     const int columns = product->M <= 16 ? 16 : product->M <= 32 ? 32 : 64;
     const int64_t tiles = gpu_blocks(product->M, columns), part = (product->K + parts - 1) / parts;
     if (tiles > 65535)
-        gpu_fail("GPU: a product of %d rows is too large: use a smaller --batch", product->M);
+        kernel_fail("GPU: a product of %d rows is too large: use a smaller --batch", product->M);
     const dim3 grid(gpu_blocks(kept * gpu_blocks(product->N, TILE_ROWS), 1), (unsigned)tiles, (unsigned)parts);
     switch (columns) {
     case 16:

@@ -6,13 +6,11 @@
  * Has run on the host executor only, not on a GPU. */
 #include <cblas.h>
 #include <omp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "gpu.h"
 
-static void (*failure)(const char *message);
 static int current_device;
 static thread_local bool entered;
 
@@ -27,7 +25,7 @@ void dev_start(int device, int threads) {
     int devices = 0;
     GPU_OK(cudaGetDeviceCount(&devices));
     if (device >= devices)
-        gpu_fail("GPU: device %d was wanted, %d are visible: ask for one per rank (sbatch --gpus-per-task=1)", device,
+        kernel_fail("GPU: device %d was wanted, %d are visible: ask for one per rank (sbatch --gpus-per-task=1)", device,
                  devices);
     current_device = device;
     entered = false;
@@ -40,39 +38,23 @@ void gpu_enter(void) {
     entered = true;
 }
 
-void dev_on_failure(void (*fail)(const char *message)) {
-    failure = fail;
-}
-
-void gpu_fail(const char *format, ...) {
-    char message[512];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(message, sizeof message, format, args);
-    va_end(args);
-    if (failure)
-        failure(message);
-    fprintf(stderr, "cnnscope: %s\n", message);
-    exit(1);
-}
-
 void gpu_ok(cudaError_t status, const char *what, const char *file, int line) {
     if (status == cudaErrorInsufficientDriver)
-        gpu_fail(
+        kernel_fail(
             "GPU: the driver is older than CUDA %d.%d, which this program was built with: load an older CUDA module "
             "and build again, or ask for nodes with a newer driver",
             CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (status == cudaErrorNoDevice)
-        gpu_fail(
+        kernel_fail(
             "GPU: no device was found, one is needed: ask for one (sbatch --gpus-per-task=1), or use the CPU build");
     if (status != cudaSuccess)
-        gpu_fail("GPU: %s (%s) in %.80s at %s:%d, expected success: check the device with nvidia-smi",
+        kernel_fail("GPU: %s (%s) in %.80s at %s:%d, expected success: check the device with nvidia-smi",
                  cudaGetErrorString(status), cudaGetErrorName(status), what, file, line);
 }
 
 void gpu_blas_ok(cublasStatus_t status, const char *what, const char *file, int line) {
     if (status != CUBLAS_STATUS_SUCCESS)
-        gpu_fail("GPU: %s in %.80s at %s:%d, expected success: check the device with nvidia-smi",
+        kernel_fail("GPU: %s in %.80s at %s:%d, expected success: check the device with nvidia-smi",
                  cublasGetStatusString(status), what, file, line);
 }
 
@@ -103,7 +85,7 @@ void *dev_alloc(size_t bytes) {
     void *memory = NULL;
     cudaError_t status = cudaMalloc(&memory, bytes ? bytes : 1);
     if (status == cudaErrorMemoryAllocation)
-        gpu_fail("memory: %.2f GiB needed, %.2f GiB available on the GPU: use more GPUs, or ask for less",
+        kernel_fail("memory: %.2f GiB needed, %.2f GiB available on the GPU: use more GPUs, or ask for less",
                  (double)bytes / 0x1p30, (double)dev_available() / 0x1p30);
     GPU_OK(status);
     return memory;
@@ -150,6 +132,6 @@ void *gpu_copy_of(const void *host, size_t bytes) {
 void *gpu_new_host(size_t bytes) {
     void *memory = calloc(1, bytes ? bytes : 1);
     if (!memory)
-        gpu_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less", bytes);
+        kernel_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less", bytes);
     return memory;
 }

@@ -116,7 +116,7 @@ void k_mean_forward(Lane *lane, float *out, const float *in, const KMove *box, i
     const KMove m = joined(box), kept = some_axes(&m, false), averaged = some_axes(&m, true);
     const int64_t lines = box_size(&kept);
     if (cells > INT32_MAX)
-        gpu_fail("GPU: a mean of %lld values is too large, at most 2^31 - 1 are supported", (long long)cells);
+        kernel_fail("GPU: a mean of %lld values is too large, at most 2^31 - 1 are supported", (long long)cells);
     gpu_launch(mean_of_cells, gpu_blocks(lines, WORK_WARPS), WORK_THREADS, 0, lane->stream, out, in, kept, averaged,
                lines, cells);
 }

@@ -96,7 +96,7 @@ struct KNorm {
 
 KNorm *k_norm_new(const NormShape *shape, int batch, const float *weight, const float *bias) {
     if (shape->groups * shape->n > INT32_MAX)
-        gpu_fail("norm: a sample of %lld values is too large, at most 2^31 - 1 are supported",
+        kernel_fail("norm: a sample of %lld values is too large, at most 2^31 - 1 are supported",
                  (long long)(shape->groups * shape->n));
     KNorm *norm = work_new<KNorm>();
     norm->shape = *shape;

@@ -33,7 +33,7 @@ static __device__ __forceinline__ Place place_of(uint32_t i, int height, int wid
 KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     (void)layout;
     if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
-        gpu_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
+        kernel_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
                  shape->kernel_width);
     KMaxPool *pool = work_new<KMaxPool>();
     pool->shape = *shape;

@@ -28,26 +28,6 @@ enum {
 static_assert(ROWS == 32 * WARPS, "a thread adds up a row's force");
 static_assert(PULL_THREADS == WORK_THREADS, "block_sum");
 
-static int64_t part_floats(const TsneShape *shape) {
-    return shape->count * 2 * shape->axes * TSNE_BLOCK;
-}
-
-int64_t k_tsne_tiles(int64_t points) {
-    return tsne_tile_count(points) * (tsne_tile_count(points) + 1) / 2;
-}
-
-double k_tsne_force_unit(int64_t points) {
-    return tsne_force_unit(points);
-}
-
-double k_tsne_w_unit(int64_t points) {
-    return tsne_w_unit(points);
-}
-
-int64_t k_tsne_sums(const TsneShape *shape) {
-    return part_floats(shape) + TSNE_TOTALS;
-}
-
 size_t k_tsne_scratch(const TsneShape *shape) {
     (void)shape;
     return 0;
@@ -195,8 +175,8 @@ void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, voi
     const int64_t mine = (pairs - shape->part + shape->parts - 1) / shape->parts; /* 0 where there are more ranks */
     GPU_OK(cudaMemsetAsync(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums, stream));
     gpu_launch(shape->axes == 2 ? repel<2> : repel<3>, gpu_blocks(mine * ROW_PARTS, 1), ROWS, 0, stream, sums, y,
-               shape->points, shape->count, shape->part, shape->parts, (float)(1 / tsne_force_unit(shape->points)),
-               1 / tsne_w_unit(shape->points));
+               shape->points, shape->count, shape->part, shape->parts, (float)(1 / k_tsne_force_unit(shape->points)),
+               1 / k_tsne_w_unit(shape->points));
     share_with_all(stream, sums, shape, TSNE_TOTAL_W);
 }
 
@@ -385,6 +365,6 @@ static __global__ void descend(float *y, float *update, float *gains, double *no
 void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
                    const TsneShape *shape, const TsneStep *step) {
     gpu_launch(descend, gpu_blocks(shape->count, WORK_WARPS), WORK_THREADS, 0, gpu_own_lane()->stream, y_mine, update,
-               gains, norm, sums, shape->count, shape->axes, tsne_force_unit(shape->points), tsne_w_unit(shape->points),
+               gains, norm, sums, shape->count, shape->axes, k_tsne_force_unit(shape->points), k_tsne_w_unit(shape->points),
                step->exaggeration * TSNE_PULL_UNIT, (float)step->momentum, (float)step->learning_rate);
 }

@@ -51,10 +51,6 @@ size_t k_tsne_affinity_scratch(int64_t points, int width) {
     return (size_t)search_slots(points) * slot_bytes(points);
 }
 
-double k_tsne_kept_unit(int64_t points) {
-    return tsne_kept_unit(points);
-}
-
 /* d: squared distances of the lane's points own[r], in blocks (D, 16) of their own, from the points shift, shift + 1, ...
  * modulo 16 of the block at x (D, 16). window (DIMENSIONS, WINDOW): shared. All threads call it. */
 template <int POINTS>
@@ -371,7 +367,7 @@ void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_
     (void)scratch;
     gpu_launch(find_cells<true>, gpu_blocks(to - from, 1), CELL_THREADS, 0, gpu_own_lane()->stream, nullptr, 0, 0,
                affinities->cell, affinities->value, affinities->tile + from, affinities->cell_start + from,
-               affinities->value_start + from, sums.kept, sums.dropped, sums.p_log_p, 1 / tsne_kept_unit(shape->points),
+               affinities->value_start + from, sums.kept, sums.dropped, sums.p_log_p, 1 / k_tsne_kept_unit(shape->points),
                1 / TSNE_DROPPED_UNIT, 1 / TSNE_LOG_UNIT, x, rows, shape->points, shape->width, least,
                p_scale(shape->points));
 }

@@ -13,7 +13,7 @@ constexpr int WORK_THREADS = 256, WORK_WARPS = WORK_THREADS / 32, WORK_SAMPLES_M
 /* A sample is walked by 32-bit numbers: division by 64-bit ones is several times as slow. */
 static inline dim3 work_grid(int64_t of_a_sample, int64_t samples) {
     if (of_a_sample > INT32_MAX)
-        gpu_fail("GPU: a value of %lld numbers a sample is too large, at most 2^31 - 1 are supported",
+        kernel_fail("GPU: a value of %lld numbers a sample is too large, at most 2^31 - 1 are supported",
                  (long long)of_a_sample);
     const int64_t at_once = samples < WORK_SAMPLES_MOST ? samples : (int64_t)WORK_SAMPLES_MOST;
     return dim3(gpu_blocks(of_a_sample, WORK_THREADS), (unsigned)at_once);
