@@ -50,6 +50,7 @@ void dev_limit_isa(int isa);
 /* What must be equal on all ranks for equal bits, besides the level: names of the library cores in use. */
 const char *dev_core(void);
 
+bool dev_is_host(void); /* device memory is memory of the host */
 size_t dev_available(void);    /* bytes this process could still allocate on the device, as far as is known */
 void *dev_alloc(size_t bytes); /* 64-byte aligned, contents undefined; dies when there is not enough */
 void dev_free(void *memory);   /* NULL is allowed */

@@ -89,6 +89,18 @@ void *arena_alloc(Arena *arena, uint64_t count, size_t size, const char *what) {
     return (char *)chunk + ALIGNMENT;
 }
 
+int64_t arena_process_bytes(bool at_most) {
+    FILE *status = fopen("/proc/self/status", "r");
+    const char *format = at_most ? "VmHWM: %lld kB" : "VmRSS: %lld kB";
+    char line[256];
+    long long kilobytes = 0;
+    while (status && fgets(line, sizeof line, status) && sscanf(line, format, &kilobytes) != 1)
+        ;
+    if (status)
+        fclose(status);
+    return (int64_t)kilobytes * 1024;
+}
+
 char *arena_printf(Arena *arena, const char *format, ...) {
     va_list args, again;
     va_start(args, format);

@@ -6,6 +6,7 @@
 #ifndef CNNSCOPE_ARENA_H
 #define CNNSCOPE_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,6 +19,9 @@ void arena_free(Arena *arena); /* all blocks; NULL is allowed */
 void *arena_alloc(Arena *arena, uint64_t count, size_t size, const char *what);
 
 #define ARENA_ARRAY(arena, type, count, what) ((type *)arena_alloc((arena), (uint64_t)(count), sizeof(type), (what)))
+
+/* Host memory that the process has now, or had at most until now (VmRSS and VmHWM of Linux); 0 where that is unknown. */
+int64_t arena_process_bytes(bool at_most);
 
 char *arena_printf(Arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3), nonnull(2)));
 

@@ -164,6 +164,11 @@ static int by_sample(const void *a, const void *b) {
     return (s->sample > t->sample) - (s->sample < t->sample);
 }
 
+int64_t attribution_most_chosen(const Job *job) {
+    int64_t most = CHOSEN_PER_CATEGORY * job->categories + CHOSEN_WRONG + CHOSEN_UNCERTAIN;
+    return most < job->shard.total ? most : job->shard.total;
+}
+
 int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs) {
     int64_t total = job->shard.total;
     Arena *scratch = arena_new();

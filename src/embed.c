@@ -198,6 +198,15 @@ static void map_layer(const Layer *l, const Pca *p) {
         matrix_free(&input);
 }
 
+int embed_components(const Options *o, int width) {
+    int components = o->pca;
+    if (o->tsne > components && strcmp(o->init, "pca") == 0)
+        components = o->tsne;
+    if (o->tsne > 0 && o->pre_pca > 0 && width > o->pre_pca && o->pre_pca > components)
+        components = o->pre_pca;
+    return components;
+}
+
 void embed(Job *job, const Matrix *features, int node) {
     const Options *o = job->options;
     Layer l = {.job = job,
@@ -212,11 +221,7 @@ void embed(Job *job, const Matrix *features, int node) {
     if (l.node && !l.is_logits && !shape_is_spatial(l.node->shape))
         write_features(&l);
 
-    int components = o->pca;
-    if (o->tsne > components && strcmp(o->init, "pca") == 0)
-        components = o->tsne;
-    if (o->tsne > 0 && o->pre_pca > 0 && features->width > o->pre_pca && o->pre_pca > components)
-        components = o->pre_pca;
+    const int components = embed_components(o, features->width);
     Pca p = {0};
     if (components > 0) {
         char stage[128];

@@ -150,7 +150,6 @@ static Layers layers_of(Job *job) {
     bool all = list->count == 1 && strcmp(list->items[0], "all") == 0;
     int most = all ? graph->count : list->count, *nodes = ARENA_ARRAY(job->arena, int, most, "layers");
     Layers layers = {.features = ARENA_ARRAY(job->arena, Matrix, most, "layers"), .nodes = nodes};
-    int64_t bytes = 0, most_samples = job->shard.count;
     for (int i = 0; i < most; i++) {
         int node = all ? i : model_layer(job->model, list->items[i], "embed");
         if (all && !graph_is_distinct(graph, node))
@@ -168,16 +167,21 @@ static Layers layers_of(Job *job) {
         nodes[layers.count] = node;
         layers.features[layers.count++] =
             (Matrix){.name = graph->nodes[node].name, .shard = job->shard, .width = (int)width};
-        bytes += width * (int64_t)sizeof(float);
     }
+    return layers;
+}
+
+static void allocate_layers(const Job *job, const Layers *layers) {
+    int64_t bytes = 0, most_samples = job->shard.count;
+    for (int i = 0; i < layers->count; i++)
+        bytes += layers->features[i].width * (int64_t)sizeof(float);
     comm_max_int64(&most_samples, 1);
     if ((double)bytes * (double)most_samples > (double)dev_available() / comm_local_size())
         die("--embed: the features need %.1f GiB a rank, and %.1f GiB are free; use more ranks, or embed fewer layers "
             "a run",
             (double)bytes * (double)most_samples / (1 << 30), (double)dev_available() / comm_local_size() / (1 << 30));
-    for (int i = 0; i < layers.count; i++)
-        layers.features[i].rows = dev_alloc((size_t)job->shard.count * layers.features[i].width * sizeof(float));
-    return layers;
+    for (int i = 0; i < layers->count; i++)
+        layers->features[i].rows = dev_alloc((size_t)job->shard.count * layers->features[i].width * sizeof(float));
 }
 
 static void write_filters(Job *job) {
@@ -229,18 +233,17 @@ static const char *maps_kept(const Job *job, const Method *methods, int count) {
 
 /* What the first pass is asked for. Every rank comes to the same; nothing is computed yet. */
 static Pass *first_pass(Arena *arena, Job *job, Layers *layers, const Method **methods, int *method_count,
-                        bool *chosen) {
+                        const char **kept) {
     Method *found;
     *method_count = attribution_methods(&found, job);
     *methods = found;
     *layers = layers_of(job);
-    const char *keep = maps_kept(job, found, *method_count);
-    *chosen = strcmp(keep, "chosen") == 0;
-    output_text(job->output, OUTPUT_GLOBAL, "maps_kept", keep);
+    *kept = maps_kept(job, found, *method_count);
+    output_text(job->output, OUTPUT_GLOBAL, "maps_kept", *kept);
     Pass *pass = pass_new(arena, job, job->shard, NULL);
     want_values(pass, layers);
     want_feature_maps(pass);
-    if (strcmp(keep, "all") == 0)
+    if (strcmp(*kept, "all") == 0)
         want_maps(pass, found, *method_count, "sample");
     write_filters(job);
     return pass;
@@ -268,23 +271,41 @@ static void chosen_pass(Arena *arena, Job *job, const float *logits, const Metho
     pass_run(pass, "attribution", NULL);
 }
 
+ForwardPlan forward_plan(Arena *arena, Job *job) {
+    static ForwardPlan plan; /* static: it keeps its values over error_caught() */
+    static const Method *methods;
+    static int count;
+    if (!error_caught()) {
+        plan.first = first_pass(arena, job, &plan.layers, &methods, &count, &plan.kept);
+        if (strcmp(plan.kept, "chosen") == 0) {
+            plan.second = pass_new(arena, job, (Shard){.total = attribution_most_chosen(job)}, NULL);
+            want_maps(plan.second, methods, count, "map_sample");
+        }
+    }
+    comm_all_ok();
+    return plan;
+}
+
 Layers forward(Job *job) {
     static struct { /* static: it keeps its values over error_caught() */
         Layers layers;
         Pass *pass;
         const Method *methods;
         int method_count;
-        bool chosen;
+        const char *kept;
     } plan;
     Arena *arena = arena_new();
-    if (!error_caught())
-        plan.pass = first_pass(arena, job, &plan.layers, &plan.methods, &plan.method_count, &plan.chosen);
+    if (!error_caught()) {
+        plan.pass = first_pass(arena, job, &plan.layers, &plan.methods, &plan.method_count, &plan.kept);
+        allocate_layers(job, &plan.layers);
+    }
     comm_all_ok();
+    const bool chosen = strcmp(plan.kept, "chosen") == 0;
     job->predictions = ARENA_ARRAY(job->arena, int32_t, job->shard.count, "predictions");
     float *logits =
-        plan.chosen ? arena_alloc(arena, (uint64_t)job->shard.count, plan.pass->logits->row_bytes, "logits") : NULL;
+        chosen ? arena_alloc(arena, (uint64_t)job->shard.count, plan.pass->logits->row_bytes, "logits") : NULL;
     pass_run(plan.pass, "forward", logits);
-    if (plan.chosen)
+    if (chosen)
         chosen_pass(arena, job, logits, plan.methods, plan.method_count);
     arena_free(arena);
     return plan.layers;

@@ -191,7 +191,7 @@ static void hash_inputs(Job *job) {
 }
 
 void job_open(Job *job, Options *options) {
-    *job = (Job){.arena = arena_new(), .options = options};
+    *job = (Job){.arena = arena_new(), .options = options, .step = 1};
     if (!error_caught())
         open_data(job);
     comm_all_ok();

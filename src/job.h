@@ -16,6 +16,7 @@ typedef struct {
     Dataset *input;           /* NULL but for `embed` */
     PixelTransform transform; /* of the images */
     int64_t from;             /* file position of the job's sample 0 */
+    int64_t step;             /* file positions from one sample to the next: 1, more in a plan's trial */
     Shard shard;
     int32_t *labels;       /* (shard.count), -1 = none; NULL without --labels */
     int32_t *predictions;  /* (shard.count), by the network or --predictions; NULL when there are neither */
@@ -30,9 +31,10 @@ typedef struct {
 /* Collective. Opens model, images or matrix, labels and names; divides the samples over the ranks. */
 void job_open(Job *job, Options *options);
 
-/* Collective. Creates the results file and writes what is known before any computing: global attributes, sample,
- * names, labels. */
+/* Collective. Creates the results file and writes what is known before any computing (job_put_samples): global
+ * attributes, sample, names, labels. */
 void job_create_output(Job *job);
+void job_put_samples(Job *job);
 
 /* The auxiliary coordinates of a variable over `sample` (and `category`): those the file has of label, prediction,
  * sample_name, category_name. NULL when none. */

@@ -77,8 +77,12 @@ void job_put_flags(const Job *job, int var) {
 }
 
 void job_create_output(Job *job) {
-    Shard s = job->shard;
     job->output = output_create(job->options->output, job->options->overwrite, job->options->compress);
+    job_put_samples(job);
+}
+
+void job_put_samples(Job *job) {
+    Shard s = job->shard;
     put_globals(job);
 
     Arena *scratch = arena_new();
@@ -167,7 +171,10 @@ OutputVar job_image_var(const Job *job, const char *samples, int64_t length) {
 void job_finish_output(Job *job) {
     const Options *o = job->options;
     Output *out = job->output;
-    int64_t threads = o->threads;
+    int64_t threads = o->threads, memory = arena_process_bytes(true);
+    const double since = progress_now();
+    output_flush(out);
+    progress_part("output close", progress_now() - since);
     char date[32], text[4200], host[256] = "";
     time_t now = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
@@ -182,6 +189,7 @@ void job_finish_output(Job *job) {
     comm_broadcast(date, sizeof date);
     comm_broadcast(host, sizeof host);
     comm_max_int64(&threads, 1);
+    comm_max_int64(&memory, 1);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (texts[i].value)
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
@@ -190,6 +198,7 @@ void job_finish_output(Job *job) {
     output_int64(out, OUTPUT_GLOBAL, "run_batch", o->batch);
     output_text(out, OUTPUT_GLOBAL, "run_device", dev_core());
     output_int64(out, OUTPUT_GLOBAL, "run_bytes_written", output_bytes(out));
+    output_int64(out, OUTPUT_GLOBAL, "run_bytes_memory", memory);
     for (int i = 0; i < progress_stages(); i++) {
         char name[128];
         double seconds;

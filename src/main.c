@@ -3,6 +3,7 @@
 
 #include "comm.h"
 #include "error.h"
+#include "forecast.h"
 #include "job.h"
 #include "options.h"
 #include "progress.h"
@@ -48,6 +49,10 @@ int main(int argc, char **argv) {
 
     static Job job;
     job_open(&job, &options);
+    if (options.plan) {
+        forecast(&job);
+        comm_end(0);
+    }
     job_create_output(&job);
     Layers layers = options.command == COMMAND_EMBED ? matrix_read(&job) : forward(&job);
     for (int i = 0; i < layers.count; i++) {

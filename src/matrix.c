@@ -36,12 +36,14 @@ static void read_rows(Job *job, const Matrix *m) {
     float *rows = ARENA_ARRAY(scratch, float, step * m->width, "rows");
     for (int64_t i = 0; i < m->shard.count; i += step) {
         int64_t n = m->shard.count - i < step ? m->shard.count - i : step;
-        dataset_read(job->input, raw, job->from + m->shard.first + i, n);
+        for (int64_t k = 0, run = job->step == 1 ? n : 1; k < n; k += run)
+            dataset_read(job->input, raw + (size_t)(k * m->width) * dtype_bytes(dtype),
+                         job->from + (m->shard.first + i + k) * job->step, run);
         dataset_to_float(rows, raw, dtype, n * m->width);
         for (int64_t k = 0; k < n * m->width; k++)
             if (!isfinite(rows[k]))
                 die("%s: sample %lld has a value beyond float32", job->input->spec,
-                    (long long)(job->from + m->shard.first + i + k / m->width));
+                    (long long)(job->from + (m->shard.first + i + k / m->width) * job->step));
         dev_upload(m->rows + i * m->width, rows, (size_t)(n * m->width) * sizeof(float));
     }
     arena_free(scratch);

@@ -14,7 +14,15 @@
 
 #include "error.h"
 
-typedef enum { KIND_TEXT, KIND_FLAG, KIND_INT, KIND_INT64, KIND_DOUBLE, KIND_LIST } Kind;
+typedef enum {
+    KIND_TEXT,
+    KIND_FLAG,
+    KIND_INT,
+    KIND_INT64,
+    KIND_DOUBLE,
+    KIND_LIST,
+    KIND_COUNT /* a flag, or a number behind '=' */
+} Kind;
 
 typedef struct {
     const char *name;
@@ -94,6 +102,8 @@ static const Row table[] = {
      "per rank; default: this node's cores / its ranks"},
     {"compress", KIND_INT, FIELD(compress), "0", 0, 9, BOTH, false, "LEVEL",
      "of the output file, 1 to 9 (deflate with shuffle); 0 = none"},
+    {"plan", KIND_COUNT, FIELD(plan), NULL, 1, 1000000, BOTH, false, "[=R]",
+     "only tell memory, time and size of the run on R ranks (of this job's, without =R)"},
     {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, BOTH, false, NULL, "no progress lines"},
 };
 
@@ -115,7 +125,8 @@ static void print_help(void) {
     fputs(usage, stdout);
     for (int i = 0; i < ROWS; i++) {
         char left[64];
-        snprintf(left, sizeof left, "--%s %s", table[i].name, table[i].value ? table[i].value : "");
+        snprintf(left, sizeof left, "--%s%s%s", table[i].name, table[i].kind == KIND_COUNT ? "" : " ",
+                 table[i].value ? table[i].value : "");
         const char *mark = table[i].commands == COMMAND_EMBED ? "E" : table[i].commands & COMMAND_EMBED ? "e" : " ";
         printf("  %s %-31s %s", mark, left, table[i].help);
         if (table[i].initial)
@@ -183,6 +194,12 @@ static void set(Options *options, const Row *row, const char *text) {
         return;
     case KIND_FLAG: *(bool *)field = true; return;
     case KIND_LIST: *(List *)field = split(row, text); return;
+    case KIND_COUNT:
+        if (!text) {
+            *(int *)field = PLAN_THESE_RANKS;
+            return;
+        }
+        break;
     case KIND_INT:
     case KIND_INT64:
     case KIND_DOUBLE: break;
@@ -193,7 +210,7 @@ static void set(Options *options, const Row *row, const char *text) {
         number = (double)whole;
     if (number < row->least || number > row->most)
         die_usage("--%s %s: expected %g to %g", row->name, text, row->least, row->most);
-    if (row->kind == KIND_INT)
+    if (row->kind == KIND_INT || row->kind == KIND_COUNT)
         *(int *)field = (int)whole;
     else if (row->kind == KIND_INT64)
         *(int64_t *)field = whole;
@@ -267,8 +284,10 @@ void options_parse(Options *options, int argc, char **argv) {
     *options = (Options){.command = COMMAND_RUN, .pca = 2, .tsne = 2, .command_line = join(argc, argv)};
     struct option names[ROWS + 3] = {0};
     for (int i = 0; i < ROWS; i++) {
-        names[i] =
-            (struct option){table[i].name, table[i].kind == KIND_FLAG ? no_argument : required_argument, NULL, i + 1};
+        int argument = table[i].kind == KIND_FLAG    ? no_argument
+                       : table[i].kind == KIND_COUNT ? optional_argument
+                                                     : required_argument;
+        names[i] = (struct option){table[i].name, argument, NULL, i + 1};
         if (table[i].initial)
             set(options, &table[i], table[i].initial);
     }

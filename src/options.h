@@ -8,6 +8,7 @@
 #define CNNSCOPE_VERSION "0.1.0"
 
 enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
+enum { PLAN_THESE_RANKS = -1 };
 
 typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4 } Command;
 
@@ -52,6 +53,7 @@ typedef struct {
 
     int batch, threads; /* 0: chosen by the program */
     int compress;       /* level of deflate, 0 = none */
+    int plan;                /* ranks to plan for; 0: no plan */
     bool overwrite, quiet;
 
     char *command_line;

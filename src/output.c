@@ -147,6 +147,7 @@
 #include <unistd.h>
 
 #include "comm.h"
+#include "dataset.h"
 #include "error.h"
 
 enum {
@@ -159,6 +160,7 @@ struct Output {
     int lock;     /* rank 0: holds the .partial for this job */
     int compress; /* level of deflate, 0 = none */
     char path[PATH_BYTES], partial[PATH_BYTES + 16];
+    bool counts; /* there is no file: only the bytes of what is declared are added up */
     int64_t bytes;
 };
 
@@ -171,7 +173,7 @@ static void check(const Output *output, int status, const char *what) {
     die("%s: %s failed: %s", output->path, what, nc_strerror(status));
 }
 
-static void check_path(const char *path, bool overwrite) {
+void output_check_path(const char *path, bool overwrite) {
     struct stat info;
     char folder[PATH_BYTES];
     snprintf(folder, sizeof folder, "%s", path);
@@ -224,7 +226,7 @@ static int take_partial(const char *partial, const char *path, bool overwrite) {
     int old = open_locked(partial, 0);
     error_set_unfinished(partial, inode_of(old)); /* the lock makes it ours to remove */
     /* Another job may have ended since we looked, and have renamed what we opened. */
-    check_path(path, overwrite);
+    output_check_path(path, overwrite);
     if (stat(partial, &there) != 0 || there.st_ino != inode_of(old))
         die("%s: another job has just ended writing it; run this one again, or choose another --output", partial);
     if (unlink(partial) != 0)
@@ -241,7 +243,7 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     if (!error_caught()) {
         if (!output)
             die("out of memory");
-        check_path(path, overwrite);
+        output_check_path(path, overwrite);
         snprintf(output->path, sizeof output->path, "%s", path);
         snprintf(output->partial, sizeof output->partial, "%s.partial", path);
         if (comm_rank() == 0)
@@ -256,6 +258,20 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     check(output, nc_create_par(output->partial, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
+}
+
+Output *output_count(void) {
+    Output *output = calloc(1, sizeof *output);
+    if (!output)
+        die("out of memory");
+    output->counts = true;
+    return output;
+}
+
+int64_t output_counted(Output *output) {
+    int64_t bytes = output->bytes;
+    free(output);
+    return bytes;
 }
 
 static nc_type type_of(int type) {
@@ -327,7 +343,17 @@ static void compress_var(Output *output, int id, const char *name, const OutputV
     check(output, nc_def_var_deflate(output->file, id, NC_SHUFFLE, 1, output->compress), name);
 }
 
+static int count_var(Output *output, const OutputVar *var) {
+    int64_t bytes = var->type == OUTPUT_CHAR ? 1 : (int64_t)dtype_bytes((DType)var->type);
+    for (int i = 0; i < var->rank; i++)
+        bytes *= var->length[i];
+    output->bytes += bytes;
+    return 0;
+}
+
 int output_var(Output *output, const OutputVar *var) {
+    if (output->counts)
+        return count_var(output, var);
     char name[NC_MAX_NAME];
     int dims[OUTPUT_RANK], id, status = nc_redef(output->file);
     if (status != NC_EINDEFINE)
@@ -349,31 +375,33 @@ int output_var(Output *output, const OutputVar *var) {
     return id;
 }
 
-static void define_mode(Output *output) {
-    int status = nc_redef(output->file);
+/* False where there is no file to write an attribute to. */
+static bool define_mode(Output *output) {
+    int status = output->counts ? NC_EINDEFINE : nc_redef(output->file);
     if (status != NC_EINDEFINE)
         check(output, status, "writing an attribute");
+    return !output->counts;
 }
 
 void output_text(Output *output, int var, const char *name, const char *value) {
-    define_mode(output);
-    check(output, nc_put_att_text(output->file, var, name, strlen(value), value), name);
+    if (define_mode(output))
+        check(output, nc_put_att_text(output->file, var, name, strlen(value), value), name);
 }
 
 void output_double(Output *output, int var, const char *name, double value) {
-    define_mode(output);
-    check(output, nc_put_att_double(output->file, var, name, NC_DOUBLE, 1, &value), name);
+    if (define_mode(output))
+        check(output, nc_put_att_double(output->file, var, name, NC_DOUBLE, 1, &value), name);
 }
 
 void output_int64(Output *output, int var, const char *name, int64_t value) {
-    define_mode(output);
     long long number = value;
-    check(output, nc_put_att_longlong(output->file, var, name, NC_INT64, 1, &number), name);
+    if (define_mode(output))
+        check(output, nc_put_att_longlong(output->file, var, name, NC_INT64, 1, &number), name);
 }
 
 void output_int32s(Output *output, int var, const char *name, const int32_t *values, int count) {
-    define_mode(output);
-    check(output, nc_put_att_int(output->file, var, name, NC_INT, (size_t)count, values), name);
+    if (define_mode(output))
+        check(output, nc_put_att_int(output->file, var, name, NC_INT, (size_t)count, values), name);
 }
 
 static void data_mode(Output *output, int var) {
@@ -384,6 +412,8 @@ static void data_mode(Output *output, int var) {
 }
 
 static void write_slab(Output *output, int var, int64_t first, int64_t count, const void *data) {
+    if (output->counts)
+        return;
     static const char nothing[8];
     size_t start[NC_MAX_VAR_DIMS] = {0}, extent[NC_MAX_VAR_DIMS] = {0}, item;
     int dims[NC_MAX_VAR_DIMS], rank;
@@ -408,6 +438,8 @@ void output_rows(Output *output, int var, int64_t first, int64_t count, const vo
 }
 
 void output_whole(Output *output, int var, const void *data) {
+    if (output->counts)
+        return;
     int rank, dims[NC_MAX_VAR_DIMS];
     size_t length = 1;
     check(output, nc_inq_varndims(output->file, var, &rank), "a variable");
@@ -430,6 +462,17 @@ static void sync_path(const char *path, const char *name) {
     if (file < 0 || fsync(file) != 0)
         die("%s: cannot be made durable: %s", name, strerror(errno));
     close(file);
+}
+
+void output_flush(Output *output) {
+    int status = nc_enddef(output->file);
+    if (status != NC_ENOTINDEFINE)
+        check(output, status, "defining variables");
+    check(output, nc_sync(output->file), "writing the file");
+    comm_barrier();
+    if (!error_caught() && comm_rank() == 0)
+        sync_path(output->partial, output->path);
+    comm_all_ok();
 }
 
 void output_finish(Output *output) {

@@ -26,6 +26,14 @@ typedef struct {
  * compress: level 1 to 9 of deflate with shuffle for all but small variables, 0 = none. */
 Output *output_create(const char *path, bool overwrite, int compress);
 
+/* An output without a file, which takes everything and writes nothing; and the bytes of the variables that were declared in
+ * it. For --plan; the second frees it. Not Collective. */
+Output *output_count(void);
+int64_t output_counted(Output *output);
+
+/* What output_create refuses of a path without opening anything. Not Collective. */
+void output_check_path(const char *path, bool overwrite);
+
 int output_var(Output *output, const OutputVar *var); /* gives the variable's id */
 
 /* Attributes of a variable, or of the file (var = OUTPUT_GLOBAL). */
@@ -44,6 +52,7 @@ void output_whole(Output *output, int var, const void *data); /* small; equal on
 void output_layer_name(char *name, size_t size, const char *layer);
 
 int64_t output_bytes(const Output *output); /* data bytes written so far, all ranks */
+void output_flush(Output *output); /* all that was written is on the disk */
 void output_finish(Output *output);
 
 #endif

@@ -38,14 +38,25 @@ static char *stream_row(const Pass *pass, const Stream *stream, int64_t round, i
     return stream->rows + (size_t)(position - pass->shard.first - round * pass->round_samples) * stream->row_bytes;
 }
 
-static void pass_memory(Pass *pass) {
-    Job *job = pass->job;
-    const Graph *graph = job->model->graph;
-    size_t pixel_bytes = (size_t)dataset_row_size(job->images) * dtype_bytes(job->images->dtype), bytes = pixel_bytes;
+static size_t pixel_bytes_of(const Pass *pass) {
+    return (size_t)dataset_row_size(pass->job->images) * dtype_bytes(pass->job->images->dtype);
+}
+
+size_t pass_round_bytes(const Pass *pass, int64_t samples) {
+    size_t bytes = pixel_bytes_of(pass) * (size_t)samples;
+    for (int i = 0; i < pass->stream_count; i++) {
+        const Stream *s = &pass->streams[i];
+        bytes += s->row_bytes * (size_t)(s->to - s->from < samples ? s->to - s->from : samples);
+    }
+    return bytes;
+}
+
+void pass_plan(Pass *pass, int64_t most) {
+    const Graph *graph = pass->job->model->graph;
+    size_t bytes = pixel_bytes_of(pass);
     for (int i = 0; i < pass->stream_count; i++)
         bytes += pass->streams[i].row_bytes;
-    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch), most = pass->shard.count;
-    comm_max_int64(&most, 1);
+    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch);
     pass->lanes = lane_count();
     if (batches < pass->lanes)
         batches = pass->lanes;
@@ -53,10 +64,6 @@ static void pass_memory(Pass *pass) {
     if (pass->round_samples > most)
         pass->round_samples = (most + pass->batch - 1) / pass->batch * pass->batch;
     pass->rounds = (most + pass->round_samples - 1) / pass->round_samples;
-    for (int i = 0; i < pass->stream_count; i++)
-        pass->streams[i].rows =
-            arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");
-    pass->pixels = arena_alloc(pass->arena, (uint64_t)pass->round_samples, pixel_bytes, "pixels of a round");
 
     pass->want_value[graph->logits] = true;
     for (int i = 0; i < pass->feature_count; i++) {
@@ -64,6 +71,20 @@ static void pass_memory(Pass *pass) {
         pass->want_value[pass->feature_nodes[i]] = true;
     }
     pass->plan = graph_plan(pass->arena, graph, pass->batch, pass->want_value, pass->want_gradient);
+}
+
+static void pass_memory(Pass *pass) {
+    Job *job = pass->job;
+    const Graph *graph = job->model->graph;
+    int64_t most = pass->shard.count;
+    comm_max_int64(&most, 1);
+    pass_plan(pass, most);
+    for (int i = 0; i < pass->stream_count; i++)
+        pass->streams[i].rows =
+            arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");
+    const size_t pixel_bytes = pixel_bytes_of(pass);
+    pass->pixels = arena_alloc(pass->arena, (uint64_t)pass->round_samples, pixel_bytes, "pixels of a round");
+
     size_t outputs = (size_t)shape_size(graph->nodes[graph->logits].shape), cells = 1, B = (size_t)pass->batch;
     for (int m = 0; m < pass->method_count; m++) {
         size_t map = (size_t)shape_height(pass->methods[m].layer) * shape_width(pass->methods[m].layer);
@@ -94,9 +115,9 @@ static void pass_free(Pass *pass) {
     graph_plan_free(pass->plan);
 }
 
-/* The job's sample at a position of this rank. */
+/* The job's sample at a position of this rank, counted in the file from job->from. */
 static int64_t sample_at(const Pass *pass, int64_t position) {
-    return pass->samples ? pass->samples[position - pass->shard.first] : position;
+    return (pass->samples ? pass->samples[position - pass->shard.first] : position) * pass->job->step;
 }
 
 static bool is_mapped(const Stream *feature, int64_t position, int count) {
@@ -116,7 +137,7 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
     const Job *job = pass->job;
     const Graph *graph = job->model->graph;
     int B = pass->batch, outputs = (int)shape_size(graph->nodes[graph->logits].shape);
-    size_t pixel_bytes = (size_t)dataset_row_size(job->images) * dtype_bytes(job->images->dtype);
+    const size_t pixel_bytes = pixel_bytes_of(pass);
     int64_t in_round = position - pass->shard.first - round * pass->round_samples;
     Lane *lane = w->lane;
 
@@ -178,7 +199,7 @@ static void compute_round(Pass *pass, int64_t round, int64_t from, int64_t count
 /* Pixels of positions [from, from + count), in runs of neighbouring samples. */
 static void read_round(Pass *pass, int64_t from, int64_t count) {
     const Job *job = pass->job;
-    size_t pixel_bytes = (size_t)dataset_row_size(job->images) * dtype_bytes(job->images->dtype);
+    const size_t pixel_bytes = pixel_bytes_of(pass);
     for (int64_t i = 0, run; i < count; i += run) {
         int64_t sample = sample_at(pass, from + i);
         for (run = 1; i + run < count && sample_at(pass, from + i + run) == sample + run; run++)

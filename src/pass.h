@@ -50,8 +50,23 @@ Pass *pass_new(Arena *arena, Job *job, Shard shard, const int64_t *samples);
 /* Declares the variable, and a stream of rows for positions [from, to). Collective. */
 Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t from, int64_t to);
 
+/* Host bytes that a round of so many samples touches. */
+size_t pass_round_bytes(const Pass *pass, int64_t samples);
+
+/* What pass_run does first, `most` samples on the fullest rank: chooses lanes, rounds and the memory plan (pass->plan, to
+ * be freed by graph_plan_free). Allocates nothing else. */
+void pass_plan(Pass *pass, int64_t most);
+
 /* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or
  * NULL: where the logits are kept as well. */
 void pass_run(Pass *pass, const char *name, float *all_logits);
+
+/* For --plan: what forward() would run, declared in the job's output; nothing is allocated or computed. Collective. */
+typedef struct {
+    Layers layers; /* without their rows */
+    Pass *first, *second; /* second: of the chosen samples; NULL: none is needed */
+    const char *kept;     /* maps: "all", "chosen", "none" */
+} ForwardPlan;
+ForwardPlan forward_plan(Arena *arena, Job *job);
 
 #endif

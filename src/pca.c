@@ -65,6 +65,20 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
     arena_free(scratch);
 }
 
+double pca_bytes(int64_t rows, int64_t total, int width, int components) {
+    const double n = (double)rows, D = width, K = components, block = K + 8, number = sizeof(double);
+    const double tile = 4 << 20; /* numbers, of pca_few.c */
+    double solving, K_at_once = fmin(K, floor(PIECE_BYTES / (D * number)) + 1);
+    if (width > FORMED_WIDTH_MOST && total <= FEW_MOST)
+        solving = 5 * (double)total * (double)total * number + tile * (4 * sizeof(float) + 2 * number);
+    else if (width <= FORMED_WIDTH_MOST || width <= 4 * (components + 8))
+        solving = 5 * D * D * number; /* the covariance, and its sums on the device and here */
+    else
+        solving = (15 + 7) * block * D * number + n * block * number; /* pca_wide.c: the solver's; a product's */
+    const double scores = K_at_once * D * number + 2 * n * K_at_once * number + 2 * n * K * sizeof(float);
+    return (double)k_covariance_scratch() + K * D * number + fmax(solving, scores);
+}
+
 double pca_noise(int width) {
     return 4 * width * 0x1p-52;
 }

@@ -1,5 +1,6 @@
 # The program and what it needs besides its kernels.
 find_package(MPI REQUIRED COMPONENTS C)
+need_version("The MPI standard" "${MPI_C_VERSION}" 3.0 "${MPI_C_COMPILER}") # Open MPI 3, MPICH 3
 find_package(ZLIB 1.2.11 REQUIRED)
 find_package(OpenSSL 1.1.1 REQUIRED COMPONENTS Crypto)
 pkg_check_modules(LIBZIP REQUIRED IMPORTED_TARGET libzip>=1.5)
@@ -15,6 +16,13 @@ if(NOT NETCDF_PARALLEL)
   message(FATAL_ERROR "${NETCDF_LIBRARY} cannot write in parallel; a netCDF-C built with parallel HDF5 is needed "
                       "(Debian: libnetcdf-mpi-dev; HPC: load such a module, or set NETCDF_ROOT)")
 endif()
+
+header_version(NETCDF_VERSION ${NETCDF_INCLUDE_DIR}/netcdf_meta.h NC_VERSION)
+need_version(netCDF-C "${NETCDF_VERSION}" 4.7.4 ${NETCDF_LIBRARY}) # compressed variables in parallel
+find_path(HDF5_INCLUDE_DIR H5public.h HINTS $ENV{HDF5_ROOT} $ENV{HDF5_DIR} PATH_SUFFIXES include
+          PATHS /usr/include/hdf5/openmpi ${NETCDF_INCLUDE_DIR})
+header_version(HDF5_VERSION ${HDF5_INCLUDE_DIR}/H5public.h H5_VERS)
+need_version(HDF5 "${HDF5_VERSION}" 1.10.3 "${HDF5_INCLUDE_DIR}")
 
 # ONNX: protobuf-c, and the onnx.proto of the ONNX package, from which the parser is generated. Without them the program
 # is built all the same, and says so when it is given an .onnx file.
@@ -60,4 +68,10 @@ if(NOT CUDA OR EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/tsne.cu) # the CUDA kerne
   add_executable(cnnscope src/main.c)
   target_link_libraries(cnnscope PRIVATE core)
   install(TARGETS cnnscope RUNTIME DESTINATION bin)
+  install(PROGRAMS scripts/submit.sh scripts/plot.py scripts/pack.py scripts/export_onnx.py
+          DESTINATION share/cnnscope/scripts)
+  install(FILES scripts/cnnscope.py scripts/pack_archives.py scripts/pack_file.py scripts/pack_pixels.py
+          scripts/pack_sources.py scripts/python_object.py scripts/requirements.txt
+          DESTINATION share/cnnscope/scripts)
+  install(DIRECTORY slurm DESTINATION share/cnnscope)
 endif()

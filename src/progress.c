@@ -106,3 +106,7 @@ const char *progress_stage(int index, double *seconds) {
     *seconds = stages[index].seconds;
     return stages[index].name;
 }
+
+void progress_forget(void) {
+    stage_count = 0;
+}

@@ -23,5 +23,6 @@ void progress_part(const char *name, double seconds);
 
 int progress_stages(void); /* finished ones, and their parts */
 const char *progress_stage(int index, double *seconds);
+void progress_forget(void); /* all stages until now, as after a trial */
 
 #endif

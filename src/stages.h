@@ -60,11 +60,15 @@ void attribution_batch(float *map, float *low, float *high, const Method *method
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
  * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
 int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
+int64_t attribution_most_chosen(const Job *job); /* their number, at most */
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
 
 /* PCA and t-SNE of a matrix, as the options ask, into the results file. */
 void embed(Job *job, const Matrix *features, int node);
+
+/* Principal components that takes of a layer of this width: for the file, for --pre-pca and for the start. */
+int embed_components(const Options *o, int width);
 
 /* ---- PCA (pca.c) ------------------------------------------------------------------------------------------------ */
 
@@ -76,6 +80,9 @@ typedef struct {
     double *variance_ratio; /* (K) of the total variance */
     Matrix scores;          /* (total, K), sharded like the input; rows with dev_alloc */
 } Pca;
+
+/* Bytes of memory that takes at most at one time beside its result, on the rank that solves, which has `rows`. */
+double pca_bytes(int64_t rows, int64_t total, int width, int components);
 
 /* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. */
 void pca(Pca *result, Arena *arena, const Matrix *x, int components);
@@ -112,6 +119,7 @@ typedef struct {
     double learning_rate;                       /* used */
     double affinity_sum, affinity_dropped_mass; /* total of P as kept; largest share dropped from a row */
     int64_t affinity_nonzeros;
+    TsneTileSize affinities; /* of P, over all ranks */
     double bytes; /* of memory, at most at one time, on the rank that takes most: as predicted before P was made */
 } TsneResult;
 

@@ -40,9 +40,8 @@ void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start,
     if (!error_caught())
         check_options(&run);
     comm_all_ok();
-    int64_t blocks = (run.points + TSNE_BLOCK - 1) / TSNE_BLOCK, each = (blocks + comm_size() - 1) / comm_size();
-    run.all_blocks = each * comm_size();
-    run.shape = (TsneShape){run.points, each * comm_rank(), each, x->width, options->axes, comm_rank(), comm_size()};
+    run.shape = tsne_shape(run.points, x->width, options->axes, comm_rank(), comm_size());
+    run.all_blocks = run.shape.count * comm_size();
     int checks = options->max_iter / CHECK_EVERY;
     *result = (TsneResult){.check_iterations = ARENA_ARRAY(arena, int, checks, "t-SNE history"),
                            .kl_history = ARENA_ARRAY(arena, double, checks, "t-SNE history")};

@@ -65,8 +65,11 @@ void tsne_find_affinities(TsneRun *run, TsneResult *result) {
     TsneTileSize *sizes = ARENA_ARRAY(arena, TsneTileSize, all_tiles, "tiles of P");
     count_pairs(run, sizes, scratch);
     TsneTileSize most = deal_tiles(run, arena, sizes);
-    for (int64_t t = 0; t < all_tiles; t++)
-        result->affinity_nonzeros += 2 * sizes[t].values;
+    for (int64_t t = 0; t < all_tiles; t++) {
+        result->affinities.cells += sizes[t].cells;
+        result->affinities.values += sizes[t].values;
+    }
+    result->affinity_nonzeros = 2 * result->affinities.values;
     arena_free(arena);
     fill_affinities(run, result, scratch);
     dev_free(scratch);

@@ -11,19 +11,29 @@
 static double p_bytes(TsneTileSize size);
 static void check_fits(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most);
 
+TsneShape tsne_shape(int64_t points, int width, int axes, int rank, int ranks) {
+    const int64_t blocks = (points + TSNE_BLOCK - 1) / TSNE_BLOCK, each = (blocks + ranks - 1) / ranks;
+    return (TsneShape){points, each * rank, each, width, axes, rank, ranks};
+}
+
+TsneBytes tsne_needs(const TsneShape *shape, TsneTileSize share) {
+    const double points = (double)shape->points, rows = (double)(shape->count * shape->parts) * TSNE_BLOCK;
+    const double own_rows = (double)shape->count * TSNE_BLOCK, tiles = (double)k_tsne_tiles(shape->points);
+    const double row_bytes = shape->width * sizeof(float), map_row = shape->axes * sizeof(float);
+    TsneBytes b = {.order = points * sizeof(int64_t), .affinities = p_bytes(share)};
+    b.gathering = 2 * points * row_bytes + own_rows * row_bytes; /* of all ranks: one copy as sent, one in order */
+    b.making = points * row_bytes + rows * TSNE_ROW_NUMBERS * sizeof(float) +
+               (double)k_tsne_affinity_scratch(shape->points, shape->width) +
+               tiles * (sizeof(TsneTileSize) + 3 * sizeof(int64_t)) + 4 * points * sizeof(int64_t);
+    b.descent = 2 * rows * map_row + 2 * own_rows * map_row + points * map_row + /* maps; update and gains */
+                (double)(shape->parts + 1) * (double)k_tsne_sums(shape) * sizeof(int64_t) +
+                (double)k_tsne_scratch(shape);
+    b.most = b.order + fmax(b.gathering, b.affinities + fmax(b.making, b.descent));
+    return b;
+}
+
 double tsne_bytes(const TsneRun *run, TsneTileSize share) {
-    const double points = (double)run->points, rows = (double)run->all_blocks * TSNE_BLOCK;
-    const double own_rows = (double)run->shape.count * TSNE_BLOCK, tiles = (double)k_tsne_tiles(run->points);
-    const double row_bytes = run->shape.width * sizeof(float), map_row = run->shape.axes * sizeof(float);
-    const double order = points * sizeof(int64_t);
-    const double gathering = 2 * points * row_bytes; /* in the order of the file, and packed */
-    const double making_p = points * row_bytes + rows * TSNE_ROW_NUMBERS * sizeof(float) +
-                            (double)k_tsne_affinity_scratch(run->points, run->shape.width) +
-                            tiles * (sizeof(TsneTileSize) + 3 * sizeof(int64_t)) + 4 * points * sizeof(int64_t);
-    const double descent = 2 * rows * map_row + 2 * own_rows * map_row + points * map_row + /* maps; update and gains */
-                           (double)(run->shape.parts + 1) * (double)k_tsne_sums(&run->shape) * sizeof(int64_t) +
-                           (double)k_tsne_scratch(&run->shape);
-    return order + fmax(gathering, p_bytes(share) + fmax(making_p, descent));
+    return tsne_needs(&run->shape, share).most;
 }
 
 void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most) {

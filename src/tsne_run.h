@@ -28,6 +28,17 @@ typedef struct {
     Arena *arena;               /* of what is here on the host */
 } TsneRun;
 
+/* What a rank of so many owns of a t-SNE. */
+TsneShape tsne_shape(int64_t points, int width, int axes, int rank, int ranks);
+
+/* Bytes of a rank, with a share of P of that size. Three times may be the one that takes most: while the points are
+ * gathered, while P is made, and the descent. Order and gathering are host memory, the rest is the device's. */
+typedef struct {
+    double order, gathering, making, affinities, descent;
+    double most; /* at one time */
+} TsneBytes;
+TsneBytes tsne_needs(const TsneShape *shape, TsneTileSize share);
+
 /* Bytes this rank's t-SNE takes at most at one time, with a share of P of that size: on the host and the device. */
 double tsne_bytes(const TsneRun *run, TsneTileSize share);
 

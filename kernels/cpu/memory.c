@@ -111,6 +111,10 @@ void *dev_stream(void) {
     return NULL;
 }
 
+bool dev_is_host(void) {
+    return true;
+}
+
 size_t dev_available(void) {
     size_t least = keyed_number("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
     least = least < SIZE_MAX / 1024 ? least * 1024 : SIZE_MAX;

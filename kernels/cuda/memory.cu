@@ -114,6 +114,10 @@ void *dev_stream(void) {
     return gpu_own_lane()->stream;
 }
 
+bool dev_is_host(void) {
+    return false;
+}
+
 size_t dev_available(void) {
     size_t available = 0, all = 0;
     gpu_enter();

@@ -1,0 +1,343 @@
+/* forecast.c: the trial behind --plan. See forecast.h.
+ *
+ * The job's own stages work on some of its samples, evenly spread over the file, with an output that only counts bytes;
+ * what they took is multiplied up by forecast_sheet.c. So a plan knows of no stage's inside but what grows with what. It
+ * takes about three seconds, more where a batch takes longer.
+ *
+ * P of t-SNE has a size that only the data knows. With all samples in the trial it is counted; with a share s of them,
+ * perplexity is taken s times as large: then distributions have the widths they have among all samples, and a row keeps s
+ * times as many of its pairs. */
+#define _GNU_SOURCE /* O_TMPFILE, malloc_trim */
+#include "forecast.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "comm.h"
+#include "error.h"
+#include "forecast_parts.h"
+#include "progress.h"
+
+enum {
+    SAMPLES_MOST = 10000,
+    POINTS_ENOUGH = 2048, /* of a t-SNE whose times are multiplied up; fewer are replaced by random points */
+    RANDOM_POINTS = 4096,
+    JUDGES_LEAST = 32, /* samples that say anything of P */
+    ITERATIONS = 12,
+    WRITTEN_BYTES = 64 << 20,
+};
+static const double FEATURE_BYTES = 256 << 20, TRIAL_SECONDS = 1.5, PERPLEXITY_LEAST = 2;
+
+static void plan_network(Forecast *f, Arena *arena);
+static Layers try_samples(Forecast *f, Arena *arena);
+static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t samples, double *seconds);
+static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t samples, double seconds);
+static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node);
+static double try_pca(Pca *p, Arena *arena, const Matrix *x, int components);
+static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x);
+static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points);
+static void random_points(Matrix *points, Arena *arena, int64_t count, int width);
+static void run_tsne(TsneResult *result, LayerTrial *l, const Forecast *f, const Matrix *points, double perplexity);
+static double seconds_of(const char *stage);
+static double slowest(double seconds);
+static void try_writing(Forecast *f);
+
+void forecast(Job *job) {
+    static Forecast f; /* static: it keeps its values over error_caught() */
+    const Options *o = job->options;
+    Arena *arena = arena_new();
+    progress_quiet(true);
+    f = (Forecast){.job = job, .mapped = job->shard.total};
+    if (o->tsne_samples >= 0 && o->tsne_samples < f.mapped)
+        f.mapped = o->tsne_samples;
+    if (!error_caught())
+        output_check_path(o->output, o->overwrite);
+    comm_all_ok();
+    job->output = output_count();
+    job_put_samples(job);
+    const int64_t before = output_counted(job->output);
+    if (job->model)
+        plan_network(&f, arena);
+    Layers layers = try_samples(&f, arena);
+    f.layer_count = layers.count;
+    f.layers = ARENA_ARRAY(arena, LayerTrial, layers.count, "layers");
+    for (int i = 0; i < layers.count; i++) {
+        try_layer(&f, &f.layers[i], &layers.features[i], layers.nodes[i]);
+        matrix_free(&layers.features[i]);
+    }
+    f.result_bytes += f.forward_bytes + (double)before;
+    try_writing(&f);
+    malloc_trim(0);
+    double least = -((double)dev_available() / comm_local_size()), most = (double)arena_process_bytes(false);
+    if (dev_is_host())
+        least -= most;
+    comm_max(&least, 1);
+    comm_max(&most, 1);
+    f.available_bytes = -least;
+    f.program_bytes = most;
+    forecast_print(&f, o->plan == PLAN_THESE_RANKS ? comm_size() : o->plan);
+    arena_free(arena);
+}
+
+/* ---- The network ------------------------------------------------------------------------------------------------ */
+
+/* What the whole job's passes need, without running them. */
+static void plan_network(Forecast *f, Arena *arena) {
+    Job *job = ARENA_ARRAY(arena, Job, 1, "a job"); /* stays: the passes know it */
+    *job = *f->job;
+    job->output = output_count();
+    f->network = forward_plan(arena, job);
+    f->forward_bytes = (double)output_counted(job->output);
+    if (f->network.second)
+        f->chosen = f->network.second->shard.total;
+    malloc_trim(0);
+    const int64_t before = arena_process_bytes(false);
+    pass_plan(f->network.first, job->shard.total);
+    f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
+    f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
+    graph_plan_free(f->network.first->plan);
+    if (f->network.second) {
+        pass_plan(f->network.second, f->chosen);
+        f->lane_bytes =
+            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
+        graph_plan_free(f->network.second->plan);
+    }
+}
+
+/* More and more samples until the time is worth measuring. Gives the features of the last ones. */
+static Layers try_samples(Forecast *f, Arena *arena) {
+    const int64_t total = f->job->shard.total;
+    const char *keep = f->network.second ? "none" : f->network.kept;
+    int64_t samples = 2 * (int64_t)lane_count() * f->job->options->batch * comm_size(), more;
+    Layers layers;
+    double seconds;
+    for (samples = samples < total ? samples : total;; samples = more) {
+        const double since = progress_now();
+        layers = try_forward(f, arena, keep, samples, &seconds);
+        if (f->tried == 0)
+            f->prepare_seconds = fmax(slowest(progress_now() - since) - seconds, 0);
+        f->tried = samples;
+        f->sample_seconds = seconds / (double)shard_of(samples, f->job->options->batch, 0, comm_size()).count;
+        more = more_samples(f, &layers, samples, seconds);
+        if (more <= samples)
+            break;
+        for (int i = 0; i < layers.count; i++)
+            matrix_free(&layers.features[i]);
+    }
+    if (f->network.second) { /* the time of maps, by the difference to a pass that makes them */
+        const int64_t few = f->chosen < samples ? f->chosen : samples;
+        Layers again = try_forward(f, arena, "all", few, &seconds);
+        f->map_sample_seconds = seconds / (double)shard_of(few, f->job->options->batch, 0, comm_size()).count;
+        for (int i = 0; i < again.count; i++)
+            matrix_free(&again.features[i]);
+    }
+    return layers;
+}
+
+static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t samples, double seconds) {
+    int64_t most = f->job->shard.total < SAMPLES_MOST ? f->job->shard.total : SAMPLES_MOST, width = 0;
+    for (int i = 0; i < layers->count; i++)
+        width += layers->features[i].width;
+    const int64_t fit = (int64_t)(FEATURE_BYTES * comm_size() / (double)(width * (int64_t)sizeof(float)));
+    most = fit < most ? fit : most;
+    if (seconds > TRIAL_SECONDS / 2)
+        return samples;
+    const double times = fmin(fmax(TRIAL_SECONDS / fmax(seconds, 1e-3), 2), 50);
+    return (double)samples * times < (double)most ? (int64_t)((double)samples * times) : most;
+}
+
+/* `samples` of the job's, evenly spread, through the network (or read, for `embed`). */
+static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t samples, double *seconds) {
+    static char *none[] = {"none"};
+    Options *o = ARENA_ARRAY(arena, Options, 1, "options");
+    *o = *f->job->options;
+    o->feature_maps = o->filters = (List){1, none};
+    o->keep_maps = keep;
+    Job trial = *f->job;
+    trial.arena = arena;
+    trial.options = o;
+    trial.step = trial.shard.total / samples;
+    trial.shard = shard_of(samples, o->batch, comm_rank(), comm_size());
+    trial.output = output_count();
+    Layers layers = trial.model ? forward(&trial) : matrix_read(&trial);
+    const int64_t bytes = output_counted(trial.output);
+    if (!trial.model) /* of the whole job, as far as `read` writes anything: the images */
+        f->forward_bytes = (double)bytes * (double)f->job->shard.total / (double)samples;
+    *seconds = seconds_of(trial.model ? "forward" : "read");
+    return layers;
+}
+
+/* ---- A layer's maps --------------------------------------------------------------------------------------------- */
+
+static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
+    const Job *job = f->job;
+    const Options *o = job->options;
+    const Node *layer = node < 0 ? NULL : &job->model->graph->nodes[node];
+    const double total = (double)job->shard.total;
+    const int64_t rows = shard_of(x->shard.total, o->batch, 0, comm_size()).count;
+    Arena *arena = arena_new();
+    *l = (LayerTrial){.width = x->width, .components = embed_components(o, x->width)};
+    snprintf(l->key, sizeof l->key, "input");
+    if (layer)
+        output_layer_name(l->key, sizeof l->key, x->name);
+    l->writes_features = layer && node != job->model->graph->logits && !shape_is_spatial(layer->shape);
+    Pca p = {0};
+    if (l->components > 0) {
+        const double seconds = try_pca(&p, arena, x, l->components);
+        if (rows >= 4) {
+            Matrix half = *x;
+            Pca of_half;
+            half.shard = shard_from_counts(x->shard.count / 2);
+            l->pca_row_seconds =
+                fmax((seconds - try_pca(&of_half, arena, &half, l->components)) / (double)(rows - rows / 2), 0);
+            matrix_free(&of_half.scores);
+        }
+        l->pca_seconds = fmax(seconds - (double)rows * l->pca_row_seconds, 0);
+    }
+    if (o->pca > 0)
+        f->result_bytes += total * o->pca * 4 + ((double)x->width * (o->pca + 1) + 2.0 * o->pca) * 8;
+    if (l->writes_features)
+        f->result_bytes += total * x->width * 4;
+    if (o->tsne > 0) {
+        const bool reduced = o->pre_pca > 0 && x->width > o->pre_pca;
+        l->map_width = reduced ? o->pre_pca : x->width;
+        f->result_bytes += total * o->tsne * 4 + 8 + o->max_iter / 50 * 12;
+        try_tsne(f, l, reduced ? &p.scores : x);
+    }
+    if (l->components > 0)
+        matrix_free(&p.scores);
+    arena_free(arena);
+}
+
+static double try_pca(Pca *p, Arena *arena, const Matrix *x, int components) {
+    const double since = progress_now();
+    pca(p, arena, x, components);
+    return slowest(progress_now() - since);
+}
+
+/* x: what t-SNE maps, of the trial's samples; maybe with more columns. */
+static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x) {
+    Arena *arena = arena_new();
+    const double share = fmin((double)x->shard.total / (double)f->mapped, 1);
+    int64_t count = (int64_t)((double)x->shard.count * fmin((double)f->mapped / (double)x->shard.total, 1));
+    int64_t *keep = ARENA_ARRAY(arena, int64_t, count, "points");
+    for (int64_t i = 0; i < count; i++) /* evenly, where --tsne-samples are fewer than the trial's */
+        keep[i] = i * x->shard.count / count;
+    Matrix points = matrix_part(x, keep, shard_from_counts(count), l->map_width);
+    const int64_t n = points.shard.total;
+    TsneResult result = {0};
+    if (n >= JUDGES_LEAST || n == f->mapped) {
+        const double perplexity = fmax(f->job->options->perplexity * share, PERPLEXITY_LEAST);
+        run_tsne(&result, l, f, &points, share < 1 ? fmin(perplexity, (double)n / 3) : f->job->options->perplexity);
+        l->judged_by = n;
+    }
+    take_pairs(l, &result, share, f->mapped);
+    if (n < POINTS_ENOUGH && n < f->mapped) {
+        dev_free(points.rows);
+        random_points(&points, arena, f->mapped < RANDOM_POINTS ? f->mapped : RANDOM_POINTS, l->map_width);
+        run_tsne(&result, l, f, &points, fmin(30, (double)points.shard.total / 3));
+    }
+    l->points = points.shard.total;
+    l->trial_cells = (double)result.affinities.cells;
+    matrix_free(&points);
+    arena_free(arena);
+}
+
+/* The size of P of `points` points, by a trial of a share of them. */
+static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points) {
+    const double all_values = (double)points * (double)(points - 1) / 2;
+    const double blocks = ceil((double)points / TSNE_BLOCK), all_cells = blocks * (blocks + 1) / 2;
+    l->values = all_values;
+    l->cells = all_cells;
+    if (l->judged_by == 0)
+        return;
+    l->values = fmin((double)trial->affinities.values / share / share, all_values);
+    l->cells = fmin((double)trial->affinities.cells / share / share, all_cells);
+}
+
+static void random_points(Matrix *points, Arena *arena, int64_t count, int width) {
+    points->shard = shard_of(count, TSNE_BLOCK, comm_rank(), comm_size());
+    points->width = width;
+    const int64_t numbers = points->shard.count * width;
+    float *rows = ARENA_ARRAY(arena, float, numbers, "random points");
+    uint64_t state = (uint64_t)comm_rank();
+    for (int64_t i = 0; i < numbers; i++) { /* Knuth's MMIX generator */
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        rows[i] = (float)(state >> 40) * 0x1p-24f;
+    }
+    points->rows = dev_alloc((size_t)numbers * sizeof(float));
+    dev_upload(points->rows, rows, (size_t)numbers * sizeof(float));
+}
+
+static void run_tsne(TsneResult *result, LayerTrial *l, const Forecast *f, const Matrix *points, double perplexity) {
+    const int axes = f->job->options->tsne;
+    Arena *arena = arena_new();
+    float *start = ARENA_ARRAY(arena, float, points->shard.total *axes, "t-SNE start");
+    for (int64_t i = 0; i < points->shard.total * axes; i++)
+        start[i] = (float)(i * 7919 % 10007) / 10007;
+    TsneOptions options = {
+        .axes = axes, .perplexity = fmax(perplexity, 1), .max_iter = ITERATIONS, .early_exaggeration = 12};
+    Matrix named = *points;
+    named.name = "trial";
+    progress_forget();
+    const double since = progress_now();
+    tsne(result, arena, &named, start, &options);
+    const double all = slowest(progress_now() - since), loops = ITERATIONS + 1; /* and the final forces */
+    l->affinity_seconds = seconds_of("affinities trial");
+    l->gather_seconds = fmax(all - l->affinity_seconds - seconds_of("tsne trial"), 0);
+    l->repulsion_seconds = seconds_of("tsne trial repulsion") / loops;
+    l->attraction_seconds = seconds_of("tsne trial attraction") / loops;
+    l->update_seconds = seconds_of("tsne trial update") / loops;
+    l->comm_seconds = seconds_of("tsne trial communication") / loops;
+    arena_free(arena);
+}
+
+/* ---- Times ------------------------------------------------------------------------------------------------------ */
+
+static double slowest(double seconds) {
+    comm_max(&seconds, 1);
+    return seconds;
+}
+
+/* Of the last stage of that name. */
+static double seconds_of(const char *stage) {
+    double seconds = 0, one;
+    for (int i = 0; i < progress_stages(); i++)
+        if (strcmp(progress_stage(i, &one), stage) == 0)
+            seconds = one;
+    return slowest(seconds);
+}
+
+/* A file without a name, in the folder of the output, on rank 0; none where the file system has none (then the rate is
+ * that of a slow disk). */
+static void try_writing(Forecast *f) {
+    char folder[4096];
+    f->byte_seconds = f->flush_byte_seconds = 1 / 200e6;
+    if (comm_rank() == 0) {
+        snprintf(folder, sizeof folder, "%s", f->job->options->output);
+        char *slash = strrchr(folder, '/');
+        snprintf(slash ? slash + 1 : folder, 3, ".");
+        const size_t bytes = (size_t)fmin(fmax(f->result_bytes, 1 << 20), WRITTEN_BYTES);
+        char *data = calloc(bytes, 1);
+        const int file = open(folder, O_TMPFILE | O_WRONLY, 0600);
+        const double since = progress_now();
+        if (data && file >= 0 && write(file, data, bytes) == (ssize_t)bytes) {
+            const double written = progress_now();
+            if (fsync(file) == 0) {
+                f->byte_seconds = (written - since) / (double)bytes;
+                f->flush_byte_seconds = (progress_now() - written) / (double)bytes;
+            }
+        }
+        if (file >= 0)
+            close(file);
+        free(data);
+    }
+    comm_broadcast(&f->byte_seconds, sizeof f->byte_seconds);
+    comm_broadcast(&f->flush_byte_seconds, sizeof f->flush_byte_seconds);
+}
