@@ -39,7 +39,10 @@ static Layers try_samples(Forecast *f, Arena *arena);
 static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t samples, double *seconds);
 static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t samples, double seconds);
 static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node);
-static double try_pca(Pca *p, Arena *arena, const Matrix *x, int components);
+static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x);
+static Matrix part_for_pca(const Forecast *f, Arena *arena, const Matrix *x);
+static Matrix even_part(Arena *arena, const Matrix *x, double most, int width);
+static double points_that_fit(int64_t points);
 static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x);
 static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points);
 static void random_points(Matrix *points, Arena *arena, int64_t count, int width);
@@ -144,7 +147,9 @@ static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t sam
     int64_t most = f->job->shard.total < SAMPLES_MOST ? f->job->shard.total : SAMPLES_MOST, width = 0;
     for (int i = 0; i < layers->count; i++)
         width += layers->features[i].width;
-    const int64_t fit = (int64_t)(FEATURE_BYTES * comm_size() / (double)(width * (int64_t)sizeof(float)));
+    double least = -(double)dev_available() / comm_local_size() / 4;
+    comm_max(&least, 1);
+    const int64_t fit = (int64_t)(fmin(FEATURE_BYTES, -least) * comm_size() / (double)(width * (int64_t)sizeof(float)));
     most = fit < most ? fit : most;
     if (seconds > TRIAL_SECONDS / 2)
         return samples;
@@ -180,7 +185,6 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
     const Options *o = job->options;
     const Node *layer = node < 0 ? NULL : &job->model->graph->nodes[node];
     const double total = (double)job->shard.total;
-    const int64_t rows = shard_of(x->shard.total, o->batch, 0, comm_size()).count;
     Arena *arena = arena_new();
     *l = (LayerTrial){.width = x->width, .components = embed_components(o, x->width)};
     snprintf(l->key, sizeof l->key, "input");
@@ -188,17 +192,10 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
         output_layer_name(l->key, sizeof l->key, x->name);
     l->writes_features = layer && node != job->model->graph->logits && !shape_is_spatial(layer->shape);
     Pca p = {0};
+    Matrix tried = *x;
     if (l->components > 0) {
-        const double seconds = try_pca(&p, arena, x, l->components);
-        if (rows >= 4) {
-            Matrix half = *x;
-            Pca of_half;
-            half.shard = shard_from_counts(x->shard.count / 2);
-            l->pca_row_seconds =
-                fmax((seconds - try_pca(&of_half, arena, &half, l->components)) / (double)(rows - rows / 2), 0);
-            matrix_free(&of_half.scores);
-        }
-        l->pca_seconds = fmax(seconds - (double)rows * l->pca_row_seconds, 0);
+        tried = part_for_pca(f, arena, x);
+        try_pca(&p, l, arena, &tried);
     }
     if (o->pca > 0)
         f->result_bytes += total * o->pca * 4 + ((double)x->width * (o->pca + 1) + 2.0 * o->pca) * 8;
@@ -208,29 +205,67 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
         const bool reduced = o->pre_pca > 0 && x->width > o->pre_pca;
         l->map_width = reduced ? o->pre_pca : x->width;
         f->result_bytes += total * o->tsne * 4 + 8 + o->max_iter / 50 * 12;
-        try_tsne(f, l, reduced ? &p.scores : x);
+        try_tsne(f, l, reduced ? &p.scores : &tried);
     }
     if (l->components > 0)
         matrix_free(&p.scores);
+    if (tried.rows != x->rows)
+        matrix_free(&tried);
     arena_free(arena);
 }
 
-static double try_pca(Pca *p, Arena *arena, const Matrix *x, int components) {
-    const double since = progress_now();
-    pca(p, arena, x, components);
-    return slowest(progress_now() - since);
+/* `most` rows of all ranks together, evenly spread, and the first `width` columns. */
+static Matrix even_part(Arena *arena, const Matrix *x, double most, int width) {
+    const int64_t count = (int64_t)((double)x->shard.count * fmin(most / (double)x->shard.total, 1));
+    int64_t *keep = ARENA_ARRAY(arena, int64_t, count, "rows of a trial");
+    for (int64_t i = 0; i < count; i++)
+        keep[i] = i * x->shard.count / count;
+    return matrix_part(x, keep, shard_from_counts(count), width);
 }
 
-/* x: what t-SNE maps, of the trial's samples; maybe with more columns. */
+/* PCA of wide layers takes too long for a trial of many samples; but it takes another way with few (pca_few.c). */
+static Matrix part_for_pca(const Forecast *f, Arena *arena, const Matrix *x) {
+    enum { WIDE = 1024, ROWS = 1100 };
+    if (x->width <= WIDE || f->job->shard.total <= ROWS || x->shard.total <= ROWS)
+        return *x;
+    return even_part(arena, x, ROWS + comm_size(), x->width);
+}
+
+/* Times of all rows and of half of them tell what grows with rows. Halves of a wide layer's would take another way; there
+ * about half of the time is the solver's. */
+static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x) {
+    const int64_t rows = shard_of(x->shard.total, TSNE_BLOCK, 0, comm_size()).count;
+    double since = progress_now();
+    pca(p, arena, x, l->components);
+    const double seconds = slowest(progress_now() - since);
+    double grows = seconds / 2;
+    if (rows >= 4 && x->width <= 1024) {
+        Matrix half = *x;
+        Pca of_half;
+        half.shard = shard_from_counts(x->shard.count / 2);
+        since = progress_now();
+        pca(&of_half, arena, &half, l->components);
+        grows = fmax(2 * (seconds - slowest(progress_now() - since)), 0);
+        matrix_free(&of_half.scores);
+    }
+    l->pca_row_seconds = fmin(grows, seconds) / (double)rows;
+    l->pca_seconds = fmax(seconds - grows, 0);
+}
+
+/* A trial takes a third of the memory at most, were its P full. */
+static double points_that_fit(int64_t points) {
+    double least = -(double)dev_available() / comm_local_size();
+    comm_max(&least, 1);
+    return fmin((double)points, sqrt(-least / 3 * comm_size() / (sizeof(float) / 2.0 * 1.1)));
+}
+
+/* x: what t-SNE maps, of the trial's samples; maybe with more columns, or more rows. */
 static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x) {
     Arena *arena = arena_new();
-    const double share = fmin((double)x->shard.total / (double)f->mapped, 1);
-    int64_t count = (int64_t)((double)x->shard.count * fmin((double)f->mapped / (double)x->shard.total, 1));
-    int64_t *keep = ARENA_ARRAY(arena, int64_t, count, "points");
-    for (int64_t i = 0; i < count; i++) /* evenly, where --tsne-samples are fewer than the trial's */
-        keep[i] = i * x->shard.count / count;
-    Matrix points = matrix_part(x, keep, shard_from_counts(count), l->map_width);
+    const double most = fmin((double)f->mapped, points_that_fit(x->shard.total));
+    Matrix points = even_part(arena, x, most, l->map_width);
     const int64_t n = points.shard.total;
+    const double share = fmin((double)n / (double)f->mapped, 1);
     TsneResult result = {0};
     if (n >= JUDGES_LEAST || n == f->mapped) {
         const double perplexity = fmax(f->job->options->perplexity * share, PERPLEXITY_LEAST);

@@ -6,6 +6,7 @@
  * in one line. */
 #include <cblas.h>
 #include <dnnl.h>
+#include <malloc.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,13 @@
 
 #include "cpu.h"
 
-enum { ALIGN_BYTES = 64, HUGE_PAGE_BYTES = 2 << 20, PAGED_FROM_BYTES = 4 << 20, CHECKED_FROM_BYTES = 64 << 20 };
+enum {
+    ALIGN_BYTES = 64,
+    HUGE_PAGE_BYTES = 2 << 20,
+    OWN_PAGES_BYTES = 1 << 20,
+    PAGED_FROM_BYTES = 4 << 20,
+    CHECKED_FROM_BYTES = 64 << 20
+};
 
 static int thread_count = 1;
 static int isa_limit = -1;
@@ -30,6 +37,7 @@ static size_t keyed_number(const char *path, const char *key, size_t otherwise);
 void dev_start(int device, int threads) {
     (void)device;
     thread_count = threads > 0 ? threads : 1;
+    mallopt(M_MMAP_THRESHOLD, OWN_PAGES_BYTES); /* so that what is freed goes back to the system, always */
     openblas_set_num_threads(1);
     omp_set_dynamic(0);
     omp_set_max_active_levels(1);
