@@ -90,7 +90,7 @@ threads=$((here < cpus ? here : cpus))
 value() { sed -n "s/^$1: \([0-9.e+-]*\).*$/\1/p" <<<"$plan"; }
 compute() { awk "BEGIN { printf \"%.0f\", $1 }"; }
 
-used=1
+used=1 patience=$(compute "${HOURS:-1} * 3600")
 while :; do
     ranks=$((used * per_node))
     errors=$(mktemp)
@@ -104,7 +104,7 @@ while :; do
     rm -f "$errors"
     megabytes=$(compute "1.2 * $(value bytes_per_rank) * $per_node / 1048576 + 100")
     seconds=$(compute "$(value seconds_total) * $threads / $cpus + 5")
-    if ((megabytes <= memory && seconds <= ${HOURS:-1} * 3600)) || ((used >= nodes)); then
+    if ((megabytes <= memory && seconds <= patience)) || ((used >= nodes)); then
         break
     fi
     used=$((2 * used < nodes ? 2 * used : nodes))
