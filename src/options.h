@@ -53,6 +53,9 @@ typedef struct {
     int batch, threads; /* 0: chosen by the program */
     int compress;       /* level of deflate, 0 = none */
     bool overwrite, quiet;
+    const char *checkpoint;  /* folder; NULL: none */
+    int checkpoint_interval; /* seconds */
+    int max_time, watchdog;  /* seconds; 0: no limit */
 
     char *command_line;
 } Options;

@@ -1,6 +1,7 @@
 # The program and what it needs besides its kernels.
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(ZLIB 1.2.11 REQUIRED)
+find_package(Threads REQUIRED)
 find_package(OpenSSL 1.1.1 REQUIRED COMPONENTS Crypto)
 pkg_check_modules(LIBZIP REQUIRED IMPORTED_TARGET libzip>=1.5)
 
@@ -50,7 +51,7 @@ if(CUDA)
   target_link_libraries(core PRIVATE nccl_device)
 endif()
 target_link_libraries(core PUBLIC kernels PRIVATE MPI::MPI_C ${NETCDF_LIBRARY} PkgConfig::LIBZIP ZLIB::ZLIB
-                      OpenSSL::Crypto m)
+                      OpenSSL::Crypto Threads::Threads m)
 if(ONNX_GENERATED)
   target_include_directories(core PUBLIC ${ONNX_GENERATED})
   target_link_libraries(core PUBLIC PkgConfig::PROTOBUF_C)
