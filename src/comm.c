@@ -79,8 +79,8 @@ void comm_start(int *argc, char ***argv) {
 }
 
 void comm_end(int status) {
-    watchdog_end();
     stop_ignore(); /* launchers send SIGTERM to the ranks that are slower to leave */
+    watchdog_end();
     if (node_memory != MPI_WIN_NULL)
         MPI_Win_free(&node_memory);
     MPI_Finalize();
@@ -130,7 +130,6 @@ void comm_all_ok(void) {
     watchdog_goes_on();
     if (lowest == INT_MAX)
         return;
-    error_mark();
     if (rank == lowest)
         error_print(message);
     error_remove_unfinished();

@@ -1,6 +1,7 @@
 /* watchdog.c: see watchdog.h. */
 #include "watchdog.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,8 +27,9 @@ static Slot *slots = &alone, *own = &alone;
 static int slot_count;
 static int64_t limit;
 static pthread_t thread;
-static bool started;
-static atomic_bool ended;
+static bool started, ended; /* ended: under the mutex */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t end_is_near;
 
 static int64_t now(void) {
     struct timespec t;
@@ -108,13 +110,24 @@ static void speak(const Slot *behind, int64_t time) {
     error_print(text);
 }
 
+/* False: watchdog_end was called meanwhile. */
+static bool sleep_for(int64_t pause) {
+    const int64_t until = now() + pause;
+    const struct timespec t = {.tv_sec = until / SECOND, .tv_nsec = until % SECOND};
+    pthread_mutex_lock(&mutex);
+    while (!ended && pthread_cond_timedwait(&end_is_near, &mutex, &t) != ETIMEDOUT)
+        ;
+    const bool goes_on = !ended;
+    pthread_mutex_unlock(&mutex);
+    return goes_on;
+}
+
 /* Where no rank of this node is behind, those of the other node are heard first. */
 static void *watch(void *unused) {
     const int64_t pause = limit < 4 * SECOND ? limit / 4 : SECOND, patience = 5 * SECOND;
     int64_t suspected = 0;
     (void)unused;
-    for (int64_t before = now(); !atomic_load(&ended); before = now()) {
-        nanosleep(&(struct timespec){.tv_sec = pause / SECOND, .tv_nsec = pause % SECOND}, NULL);
+    for (int64_t before = now(); sleep_for(pause); before = now()) {
         const int64_t time = now();
         bool busy;
         if (time - before > pause + 2 * SECOND) { /* the whole job was suspended, or the machine is in distress */
@@ -146,6 +159,10 @@ void watchdog_start(void *memory, int mine, int count, int rank, int seconds) {
     own->rank = rank;
     own->process = (int)getpid();
     watchdog_tick();
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&end_is_near, &monotonic);
     if (pthread_create(&thread, NULL, watch, NULL) != 0)
         die("--watchdog: no thread can be started; is there a limit on threads (ulimit -u)?");
     started = true;
@@ -154,7 +171,10 @@ void watchdog_start(void *memory, int mine, int count, int rank, int seconds) {
 void watchdog_end(void) {
     if (!started)
         return;
-    atomic_store(&ended, true);
+    pthread_mutex_lock(&mutex);
+    ended = true;
+    pthread_cond_signal(&end_is_near);
+    pthread_mutex_unlock(&mutex);
     pthread_join(thread, NULL);
     own = slots = &alone;
 }
