@@ -12,8 +12,11 @@
 #include <string.h>
 
 #include "error.h"
+#include "stop.h"
+#include "watchdog.h"
 
 static int rank, size, local_rank, local_size, cores;
+static MPI_Win node_memory = MPI_WIN_NULL;
 
 /* MPI counts are int: larger blocks go in pieces of this many bytes. */
 static const size_t PIECE_BYTES = (size_t)1 << 30;
@@ -57,6 +60,7 @@ void comm_start(int *argc, char ***argv) {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     error_set_end(abort_job, rank);
+    stop_install(rank);
     MPI_Errhandler on_file_error;
     MPI_File_create_errhandler(file_error, &on_file_error);
     MPI_File_set_errhandler(MPI_FILE_NULL, on_file_error);
@@ -75,6 +79,10 @@ void comm_start(int *argc, char ***argv) {
 }
 
 void comm_end(int status) {
+    stop_ignore(); /* launchers send SIGTERM to the ranks that are slower to leave */
+    watchdog_end();
+    if (node_memory != MPI_WIN_NULL)
+        MPI_Win_free(&node_memory);
     MPI_Finalize();
     exit(status);
 }
@@ -99,11 +107,27 @@ int comm_cores(void) {
     return cores;
 }
 
+void *comm_node_memory(size_t bytes_each) {
+    MPI_Comm node;
+    MPI_Aint bytes;
+    void *mine, *all;
+    int unit;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node);
+    MPI_Win_allocate_shared((MPI_Aint)bytes_each, 1, MPI_INFO_NULL, node, &mine, &node_memory);
+    MPI_Win_shared_query(node_memory, 0, &bytes, &unit, &all);
+    memset(mine, 0, bytes_each);
+    MPI_Barrier(node);
+    MPI_Comm_free(&node);
+    return all;
+}
+
 void comm_all_ok(void) {
     const char *message;
     int status;
     int failing = error_pending(&message, &status) ? rank : INT_MAX, lowest;
+    watchdog_waits();
     MPI_Allreduce(&failing, &lowest, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    watchdog_goes_on();
     if (lowest == INT_MAX)
         return;
     if (rank == lowest)
@@ -114,35 +138,41 @@ void comm_all_ok(void) {
 }
 
 void comm_broadcast(void *data, size_t bytes) {
+    watchdog_waits();
     for (size_t done = 0; done < bytes; done += PIECE_BYTES) {
         size_t piece = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
         MPI_Bcast((char *)data + done, (int)piece, MPI_BYTE, 0, MPI_COMM_WORLD);
     }
+    watchdog_goes_on();
 }
 
 void comm_all_gather(void *all, const void *mine, size_t bytes_each) {
     if (mine != (const char *)all + (size_t)rank * bytes_each && bytes_each > 0)
         memmove((char *)all + (size_t)rank * bytes_each, mine, bytes_each);
-    if (bytes_each <= PIECE_BYTES) {
+    watchdog_waits();
+    if (bytes_each <= PIECE_BYTES)
         MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)bytes_each, MPI_BYTE, MPI_COMM_WORLD);
-        return;
-    }
-    for (int owner = 0; owner < size; owner++)
+    for (int owner = 0; owner < size && bytes_each > PIECE_BYTES; owner++)
         for (size_t done = 0; done < bytes_each; done += PIECE_BYTES) {
             size_t piece = bytes_each - done < PIECE_BYTES ? bytes_each - done : PIECE_BYTES;
             MPI_Bcast((char *)all + (size_t)owner * bytes_each + done, (int)piece, MPI_BYTE, owner, MPI_COMM_WORLD);
         }
+    watchdog_goes_on();
 }
 
 void comm_max(double *values, int count) {
+    watchdog_waits();
     MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    watchdog_goes_on();
 }
 
 static void reduce_int64(int64_t *values, size_t count, MPI_Op op) {
     const size_t most = PIECE_BYTES / sizeof *values;
+    watchdog_waits();
     for (size_t done = 0; done < count; done += most)
         MPI_Allreduce(MPI_IN_PLACE, values + done, (int)(count - done < most ? count - done : most), MPI_INT64_T, op,
                       MPI_COMM_WORLD);
+    watchdog_goes_on();
 }
 
 void comm_sum_int64(int64_t *values, size_t count) {
@@ -154,5 +184,7 @@ void comm_max_int64(int64_t *values, size_t count) {
 }
 
 void comm_barrier(void) {
+    watchdog_waits();
     MPI_Barrier(MPI_COMM_WORLD);
+    watchdog_goes_on();
 }

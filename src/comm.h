@@ -15,6 +15,10 @@ int comm_local_rank(void); /* among the ranks of this node */
 int comm_local_size(void);
 int comm_cores(void); /* cores of this rank's affinity mask / the node's ranks that share any of them, at least 1 */
 
+/* Collective, once. Zeroed memory that all ranks of this node see: comm_local_size() blocks, in the order of their local
+ * ranks. Lives until comm_end. */
+void *comm_node_memory(size_t bytes_each);
+
 /* Collective. The device this rank is to use, for dev_start: that of its local rank, or the only one it sees. Ends the
  * job in one line where there are too few, where two ranks have the same one, or where the driver is too old. On the CPU
  * any number does. */

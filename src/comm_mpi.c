@@ -4,6 +4,8 @@
 #include <mpi.h>
 #include <string.h>
 
+#include "watchdog.h"
+
 int comm_device(void) {
     return comm_local_rank();
 }
@@ -18,13 +20,13 @@ void comm_reduce_scatter_device(int64_t *mine, int64_t *all, size_t count_each) 
         memcpy(mine, all, count_each * sizeof *mine);
         return;
     }
-    if (count_each <= piece) {
+    watchdog_waits();
+    if (count_each <= piece)
         MPI_Reduce_scatter_block(all, mine, (int)count_each, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
-        return;
-    }
-    for (int owner = 0; owner < comm_size(); owner++)
+    for (int owner = 0; owner < comm_size() && count_each > piece; owner++)
         for (size_t done = 0; done < count_each; done += piece)
             MPI_Reduce(all + (size_t)owner * count_each + done, mine + done,
                        (int)(count_each - done < piece ? count_each - done : piece), MPI_INT64_T, MPI_SUM, owner,
                        MPI_COMM_WORLD);
+    watchdog_goes_on();
 }

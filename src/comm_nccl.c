@@ -15,6 +15,7 @@
 #include "comm.h"
 #include "error.h"
 #include "kernels.h"
+#include "watchdog.h"
 
 enum { SILENT_SECONDS = 600 };
 
@@ -128,7 +129,9 @@ static void connect_ranks(void) {
 static void finish(const char *what, ncclResult_t begun) {
     if (begun != ncclSuccess && begun != ncclInProgress)
         failed(what, ncclGetErrorString(begun));
+    watchdog_waits();
     wait_for(what, dev_stream());
+    watchdog_goes_on();
 }
 
 static void copy_alone(void *to, const void *from, size_t bytes) {

@@ -183,6 +183,8 @@ static void map_layer(const Layer *l, const Pca *p) {
     Matrix input = reduce || keep
                        ? matrix_part(reduce ? &p->scores : l->x, keep, shard, reduce ? o->pre_pca : l->x->width)
                        : *l->x;
+    char key[128];
+    snprintf(key, sizeof key, "tsne %s", l->layer);
     TsneOptions options = {.axes = o->tsne,
                            .perplexity = o->perplexity,
                            .fast = strcmp(o->schedule, "fast") == 0,
@@ -190,7 +192,9 @@ static void map_layer(const Layer *l, const Pca *p) {
                            .early_exaggeration = o->early_exaggeration,
                            .exaggeration_iter = o->exaggeration_iter,
                            .learning_rate = o->learning_rate,
-                           .seed = (uint64_t)o->seed};
+                           .seed = (uint64_t)o->seed,
+                           .checkpoint = l->job->checkpoint,
+                           .key = key};
     TsneResult result;
     tsne(&result, l->arena, &input, start, &options);
     write_tsne(l, &result, positions, shard.total, reduce ? o->pre_pca : 0);
@@ -227,7 +231,7 @@ void embed(Job *job, const Matrix *features, int node) {
         char stage[128];
         snprintf(stage, sizeof stage, "pca %s", l.layer);
         progress_begin(stage, "samples", features->shard.total);
-        pca(&p, l.arena, features, components);
+        pca(&p, l.arena, features, components, job->checkpoint, stage);
         progress_end("");
     }
     if (o->pca > 0)

@@ -1,6 +1,7 @@
 /* error.c: die(), and the one step a die() can jump out of. See error.h. */
 #include "error.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,7 +20,8 @@ static _Thread_local int pending_status;
 
 static void (*end_job)(int status) = exit;
 static int rank_number;
-static char unfinished[UNFINISHED_BYTES];
+static char stage[160] = "opening the input";
+static char unfinished[UNFINISHED_BYTES], mark[UNFINISHED_BYTES];
 static uint64_t unfinished_inode;
 
 static _Noreturn void fail(int status, const char *format, va_list args) {
@@ -32,6 +34,7 @@ static _Noreturn void fail(int status, const char *format, va_list args) {
         longjmp(jump, 1);
     }
     error_remove_unfinished();
+    error_mark();
     int ms = rank_number * WAIT_MS_PER_RANK < WAIT_MS_MAX ? rank_number * WAIT_MS_PER_RANK : WAIT_MS_MAX;
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
     error_print(message);
@@ -82,27 +85,28 @@ void error_print(const char *message) {
         return;
 }
 
-/* Only calls that are safe in a signal handler. */
-static void unlink_unfinished(void) {
-    struct stat now;
-    if (unfinished[0] && stat(unfinished, &now) == 0 && now.st_ino == unfinished_inode)
-        unlink(unfinished);
-}
-
-/* Only calls that are safe in a handler. Silent, because MPI_Abort ends the other ranks by SIGTERM after one spoke. */
-static void leave(int signal_number) {
-    (void)signal_number;
-    unlink_unfinished();
-    _exit(1);
-}
-
 void error_set_end(void (*end)(int status), int rank) {
-    static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
     end_job = end;
     rank_number = rank;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-        sigaction(signals[i], &(struct sigaction){.sa_handler = leave}, NULL);
     signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit fails with EFBIG, and says so */
+}
+
+void error_set_stage(const char *name) {
+    snprintf(stage, sizeof stage, "%s", name);
+}
+
+const char *error_stage(void) {
+    return stage;
+}
+
+void error_set_mark(const char *path) {
+    snprintf(mark, sizeof mark, "%s", path);
+}
+
+void error_mark(void) {
+    int file = mark[0] ? open(mark, O_WRONLY | O_CREAT, 0666) : -1;
+    if (file >= 0)
+        close(file);
 }
 
 void error_set_unfinished(const char *path, uint64_t inode) {
@@ -117,6 +121,8 @@ const char *error_unfinished(void) {
 }
 
 void error_remove_unfinished(void) {
-    unlink_unfinished();
+    struct stat now;
+    if (unfinished[0] && stat(unfinished, &now) == 0 && now.st_ino == unfinished_inode)
+        unlink(unfinished);
     unfinished[0] = '\0';
 }

@@ -38,14 +38,22 @@ bool error_pending(const char **message, int *status);
 /* Prints one line "cnnscope: MESSAGE" to stderr. */
 void error_print(const char *message);
 
-/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. From
- * then on SIGTERM, SIGINT and SIGUSR1 remove the unfinished file and end this rank with status 1. */
+/* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. */
 void error_set_end(void (*end)(int status), int rank);
+
+/* What the run is doing, for messages. Copied. */
+void error_set_stage(const char *stage);
+const char *error_stage(void);
+
+/* A file that is made when this rank ends the job from here on, as a word to ranks that the launcher then sends SIGTERM
+ * (stop.h). Copied. */
+void error_set_mark(const char *path);
+void error_mark(void); /* makes it; safe in a signal handler */
 
 /* The file to unlink when the run ends with an error, if that is still the file of this number (as stat gives it), and
  * not a later job's of the same name; NULL when there is none (any more). Copied. */
 void error_set_unfinished(const char *path, uint64_t inode);
-void error_remove_unfinished(void);
+void error_remove_unfinished(void); /* safe in a signal handler */
 const char *error_unfinished(void); /* its path, or "" */
 
 #endif

@@ -94,6 +94,7 @@ void forecast(Job *job) {
 static void plan_network(Forecast *f, Arena *arena) {
     Job *job = ARENA_ARRAY(arena, Job, 1, "a job"); /* stays: the passes know it */
     *job = *f->job;
+    job->shard = (Shard){.total = job->shard.total, .count = job->shard.total}; /* rounds as large as they may be */
     job->output = output_count();
     f->network = forward_plan(arena, job);
     f->forward_bytes = (double)output_counted(job->output);
@@ -101,12 +102,12 @@ static void plan_network(Forecast *f, Arena *arena) {
         f->chosen = f->network.second->shard.total;
     malloc_trim(0);
     const int64_t before = arena_process_bytes(false);
-    pass_plan(f->network.first, job->shard.total);
+    pass_plan(f->network.first);
     f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
     f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
     graph_plan_free(f->network.first->plan);
     if (f->network.second) {
-        pass_plan(f->network.second, f->chosen);
+        pass_plan(f->network.second);
         f->lane_bytes =
             fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
         graph_plan_free(f->network.second->plan);
@@ -236,7 +237,7 @@ static Matrix part_for_pca(const Forecast *f, Arena *arena, const Matrix *x) {
 static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x) {
     const int64_t rows = shard_of(x->shard.total, TSNE_BLOCK, 0, comm_size()).count;
     double since = progress_now();
-    pca(p, arena, x, l->components);
+    pca(p, arena, x, l->components, NULL, NULL);
     const double seconds = slowest(progress_now() - since);
     double grows = seconds / 2;
     if (rows >= 4 && x->width <= 1024) {
@@ -244,7 +245,7 @@ static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x) {
         Pca of_half;
         half.shard = shard_from_counts(x->shard.count / 2);
         since = progress_now();
-        pca(&of_half, arena, &half, l->components);
+        pca(&of_half, arena, &half, l->components, NULL, NULL);
         grows = fmax(2 * (seconds - slowest(progress_now() - since)), 0);
         matrix_free(&of_half.scores);
     }

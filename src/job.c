@@ -6,9 +6,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "comm.h"
 #include "error.h"
+#include "watchdog.h"
+
+static const double SLOW_DISK = 2e7; /* bytes/s: how slow the watchdog lets it be */
 
 static void choose_samples(Job *job, int64_t in_file, const char *spec) {
     const Options *o = job->options;
@@ -170,6 +174,10 @@ static void open_labels(Job *job) {
 
 static void hash_inputs(Job *job) {
     const Options *o = job->options;
+    const Dataset *largest = job->input ? job->input : job->images;
+    struct stat info;
+    if (stat(largest->path, &info) == 0) /* rank 0 reads it all, and the others wait */
+        watchdog_allow((double)info.st_size / SLOW_DISK);
     if (comm_rank() != 0)
         return;
     if (o->images)
@@ -179,19 +187,23 @@ static void hash_inputs(Job *job) {
     const struct {
         const char *spec;
         char *hex;
-    } others[] = {{o->labels, job->labels_sha256},
-                  {o->predictions, job->predictions_sha256},
-                  {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256}};
+        const char **key;
+    } others[] = {
+        {o->labels, job->labels_sha256, &job->labels_key},
+        {o->predictions, job->predictions_sha256, NULL},
+        {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {
             Dataset *file = dataset_open(job->arena, others[i].spec);
             dataset_sha256(others[i].hex, file->path);
+            if (others[i].key)
+                *others[i].key = arena_printf(job->arena, "%s", others[i].spec + strlen(file->path));
             dataset_close(file);
         }
 }
 
 void job_open(Job *job, Options *options) {
-    *job = (Job){.arena = arena_new(), .options = options, .step = 1};
+    *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = ""};
     if (!error_caught())
         open_data(job);
     comm_all_ok();

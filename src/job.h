@@ -2,6 +2,7 @@
 #ifndef CNNSCOPE_JOB_H
 #define CNNSCOPE_JOB_H
 
+#include "checkpoint.h"
 #include "dataset.h"
 #include "model.h"
 #include "options.h"
@@ -24,8 +25,10 @@ typedef struct {
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
     char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65],
-        init_sha256[65]; /* "" = none */
+        init_sha256[65];               /* "" = none */
+    const char *labels_key, *init_key; /* what follows the file's name in these specs; rank 0's */
     Output *output;
+    Checkpoint *checkpoint; /* NULL without --checkpoint */
 } Job;
 
 /* Collective. Opens model, images or matrix, labels and names; divides the samples over the ranks. */
@@ -35,6 +38,10 @@ void job_open(Job *job, Options *options);
  * attributes, sample, names, labels. */
 void job_create_output(Job *job);
 void job_put_samples(Job *job);
+
+/* Collective. Opens --checkpoint, which must be this run's: the same inputs, options that can change a result, and kind
+ * of device. */
+void job_open_checkpoint(Job *job);
 
 /* The auxiliary coordinates of a variable over `sample` (and `category`): those the file has of label, prediction,
  * sample_name, category_name. NULL when none. */
@@ -47,7 +54,7 @@ void job_put_flags(const Job *job, int var);
 void job_images_nchw(const Job *job, void *images, const void *pixels, int64_t count);
 OutputVar job_image_var(const Job *job, const char *samples, int64_t length); /* that variable */
 
-/* Collective. The run_* attributes and history; closes the results file. */
+/* Collective. The run_* attributes and history; closes the results file, and then removes the checkpoint. */
 void job_finish_output(Job *job);
 
 #endif

@@ -12,6 +12,11 @@ static void put_option(void *output, const char *name, const char *value) {
     output_text(output, OUTPUT_GLOBAL, name, value);
 }
 
+struct Lines {
+    Arena *arena;
+    char *text;
+};
+
 static void put_globals(Job *job) {
     Output *out = job->output;
     const struct {
@@ -35,6 +40,46 @@ static void put_globals(Job *job) {
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
     output_int64(out, OUTPUT_GLOBAL, "sample_count", job->shard.total);
     options_describe(job->options, put_option, out);
+}
+
+/* A line of the identity; a value is kept on its line. */
+static void put_line(void *lines, const char *name, const char *value) {
+    struct Lines *to = lines;
+    char *one = arena_printf(to->arena, "%s", value);
+    for (char *c = one; *c; c++)
+        *c = *c == '\n' ? ' ' : *c;
+    to->text = arena_printf(to->arena, "%s%s = %s\n", to->text, name, one);
+}
+
+/* What follows a file's name in a spec: one file may hold several arrays. */
+static const char *key_of(const Dataset *data) {
+    return data ? data->spec + strlen(data->path) : "";
+}
+
+void job_open_checkpoint(Job *job) {
+    struct Lines lines = {job->arena, ""};
+    char level[16];
+    snprintf(level, sizeof level, "%d", dev_isa());
+    const struct {
+        const char *name, *value;
+    } texts[] = {{"version", CNNSCOPE_VERSION},
+                 {"command", job->model ? "run" : "embed"},
+                 {"model_sha256", job->model ? job->model->sha256 : ""},
+                 {"images_sha256", job->images_sha256},
+                 {"images_key", key_of(job->images)},
+                 {"input_sha256", job->input_sha256},
+                 {"input_key", key_of(job->input)},
+                 {"labels_sha256", job->labels_sha256},
+                 {"labels_key", job->labels_key},
+                 {"init_sha256", job->init_sha256},
+                 {"init_key", job->init_key},
+                 {"device", dev_core()},
+                 {"device_level", level}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        put_line(&lines, texts[i].name, texts[i].value);
+    options_describe(job->options, put_line, &lines);
+    job->checkpoint =
+        checkpoint_open(job->arena, job->options->checkpoint, job->options->checkpoint_interval, lines.text);
 }
 
 /* Fixed-width, zero-padded UTF-8; all names of the file share one width. */
@@ -209,4 +254,5 @@ void job_finish_output(Job *job) {
         output_double(out, OUTPUT_GLOBAL, name, seconds);
     }
     output_finish(out);
+    checkpoint_remove(job->checkpoint);
 }

@@ -8,6 +8,8 @@
 #include "options.h"
 #include "progress.h"
 #include "stages.h"
+#include "stop.h"
+#include "watchdog.h"
 
 static void device_failed(const char *message) {
     die("%s", message);
@@ -44,6 +46,11 @@ int main(int argc, char **argv) {
     if (!error_caught())
         options_parse(&options, argc, argv);
     comm_all_ok();
+    if (options.checkpoint)
+        stop_keep(options.checkpoint, options.max_time);
+    if (options.watchdog)
+        watchdog_start(comm_node_memory(watchdog_bytes()), comm_local_rank(), comm_local_size(), comm_rank(),
+                       options.watchdog);
     progress_quiet(options.quiet);
     start_device(&options);
 
@@ -54,6 +61,7 @@ int main(int argc, char **argv) {
         comm_end(0);
     }
     job_create_output(&job);
+    job_open_checkpoint(&job);
     Layers layers = options.command == COMMAND_EMBED ? matrix_read(&job) : forward(&job);
     for (int i = 0; i < layers.count; i++) {
         embed(&job, &layers.features[i], layers.nodes[i]);

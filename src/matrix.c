@@ -6,6 +6,7 @@
 #include "error.h"
 #include "progress.h"
 #include "stages.h"
+#include "watchdog.h"
 
 static const int64_t PIECE_BYTES = (int64_t)64 << 20;
 
@@ -36,6 +37,7 @@ static void read_rows(Job *job, const Matrix *m) {
     float *rows = ARENA_ARRAY(scratch, float, step * m->width, "rows");
     for (int64_t i = 0; i < m->shard.count; i += step) {
         int64_t n = m->shard.count - i < step ? m->shard.count - i : step;
+        watchdog_tick();
         for (int64_t k = 0, run = job->step == 1 ? n : 1; k < n; k += run)
             dataset_read(job->input, raw + (size_t)(k * m->width) * dtype_bytes(dtype),
                          job->from + (m->shard.first + i + k) * job->step, run);

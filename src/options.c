@@ -104,6 +104,14 @@ static const Row table[] = {
      "of the output file, 1 to 9 (deflate with shuffle); 0 = none"},
     {"plan", KIND_COUNT, FIELD(plan), NULL, 1, 1000000, BOTH, false, "[=R]",
      "only tell memory, time and size of the run on R ranks (of this job's, without =R)"},
+    {"checkpoint", KIND_TEXT, FIELD(checkpoint), NULL, 0, 0, BOTH, false, "DIR",
+     "keeps finished work there: after an early end the same command goes on from it"},
+    {"checkpoint-interval", KIND_INT, FIELD(checkpoint_interval), "600", 1, 1000000, BOTH, false, "S",
+     "seconds between the states of t-SNE kept there"},
+    {"max-time", KIND_INT, FIELD(max_time), NULL, 1, 1000000000, BOTH, false, "S",
+     "stop after S seconds, with the work in --checkpoint, and exit with status 99"},
+    {"watchdog", KIND_INT, FIELD(watchdog), "600", 0, 1000000000, BOTH, false, "S",
+     "end a job that makes no progress for S seconds; 0 = never"},
     {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, BOTH, false, NULL, "no progress lines"},
 };
 
@@ -249,6 +257,8 @@ static void check(Options *o) {
         need(o->input, "input");
     if (o->command != COMMAND_INSPECT)
         need(o->output, "output");
+    if (o->max_time && !o->checkpoint)
+        die_usage("--max-time: give --checkpoint DIR too, the folder that keeps the work");
     if (strcmp(o->layout, "NCHW") != 0 && strcmp(o->layout, "NHWC") != 0)
         die_usage("--layout %s: expected NCHW or NHWC", o->layout);
     if (o->keep_maps && strcmp(o->keep_maps, "all") != 0 && strcmp(o->keep_maps, "chosen") != 0 &&

@@ -55,6 +55,9 @@ typedef struct {
     int compress;       /* level of deflate, 0 = none */
     int plan;                /* ranks to plan for; 0: no plan */
     bool overwrite, quiet;
+    const char *checkpoint;  /* folder; NULL: none */
+    int checkpoint_interval; /* seconds */
+    int max_time, watchdog;  /* seconds; 0: no limit */
 
     char *command_line;
 } Options;

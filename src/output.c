@@ -149,11 +149,15 @@
 #include "comm.h"
 #include "dataset.h"
 #include "error.h"
+#include "stop.h"
+#include "watchdog.h"
 
 enum {
     PATH_BYTES = 4096,
     CHUNK_BYTES = 256 << 10 /* of a compressed variable: read as a whole for a single sample */
 };
+
+static const double SLOW_DISK = 1e7; /* bytes/s: how slow the watchdog lets it be */
 
 struct Output {
     int file;
@@ -477,8 +481,13 @@ void output_flush(Output *output) {
 
 void output_finish(Output *output) {
     output_text(output, OUTPUT_GLOBAL, "status", "complete");
+    error_set_stage("closing the file");
+    const double patience = (double)output_bytes(output) / SLOW_DISK;
+    watchdog_allow(patience);
     check(output, nc_close(output->file), "closing the file");
     comm_barrier(); /* every rank has closed before one renames */
+    watchdog_allow(patience);
+    stop_ignore(); /* what is left is short, and then there is nothing to go on with */
     if (!error_caught()) {
         if (comm_rank() == 0) {
             char folder[PATH_BYTES];

@@ -10,6 +10,7 @@
 #include "progress.h"
 
 static const int64_t ROUND_BYTES = (int64_t)64 << 20;
+static const double ROUND_SECONDS = 1;
 
 struct LaneWork {
     Lane *lane;
@@ -34,8 +35,8 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
     return stream;
 }
 
-static char *stream_row(const Pass *pass, const Stream *stream, int64_t round, int64_t position) {
-    return stream->rows + (size_t)(position - pass->shard.first - round * pass->round_samples) * stream->row_bytes;
+static char *stream_row(const Pass *pass, const Stream *stream, int64_t position) {
+    return stream->rows + (size_t)(position - pass->from) * stream->row_bytes;
 }
 
 static size_t pixel_bytes_of(const Pass *pass) {
@@ -51,19 +52,21 @@ size_t pass_round_bytes(const Pass *pass, int64_t samples) {
     return bytes;
 }
 
-void pass_plan(Pass *pass, int64_t most) {
+void pass_plan(Pass *pass) {
     const Graph *graph = pass->job->model->graph;
     size_t bytes = pixel_bytes_of(pass);
     for (int i = 0; i < pass->stream_count; i++)
         bytes += pass->streams[i].row_bytes;
-    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch);
     pass->lanes = lane_count();
-    if (batches < pass->lanes)
-        batches = pass->lanes;
+    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch), most[2] = {pass->shard.count, pass->lanes};
+    comm_max_int64(most, 2);
+    pass->most_samples = most[0];
+    pass->least_round = most[1] * pass->batch;
+    if (batches < most[1])
+        batches = most[1];
     pass->round_samples = batches * pass->batch;
-    if (pass->round_samples > most)
-        pass->round_samples = (most + pass->batch - 1) / pass->batch * pass->batch;
-    pass->rounds = (most + pass->round_samples - 1) / pass->round_samples;
+    if (pass->round_samples > most[0])
+        pass->round_samples = (most[0] + pass->batch - 1) / pass->batch * pass->batch;
 
     pass->want_value[graph->logits] = true;
     for (int i = 0; i < pass->feature_count; i++) {
@@ -76,9 +79,8 @@ void pass_plan(Pass *pass, int64_t most) {
 static void pass_memory(Pass *pass) {
     Job *job = pass->job;
     const Graph *graph = job->model->graph;
-    int64_t most = pass->shard.count;
-    comm_max_int64(&most, 1);
-    pass_plan(pass, most);
+    pass_plan(pass);
+    pass->have = ARENA_ARRAY(pass->arena, bool, pass->round_samples, "results of a round");
     for (int i = 0; i < pass->stream_count; i++)
         pass->streams[i].rows =
             arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");
@@ -133,23 +135,21 @@ static void forward_batch(const Pass *pass, Lane *lane, int64_t position, int co
     graph_forward_without(pass->plan, lane, unread);
 }
 
-static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t position, int count) {
+static void compute_batch(Pass *pass, struct LaneWork *w, int64_t position, int count) {
     const Job *job = pass->job;
     const Graph *graph = job->model->graph;
     int B = pass->batch, outputs = (int)shape_size(graph->nodes[graph->logits].shape);
     const size_t pixel_bytes = pixel_bytes_of(pass);
-    int64_t in_round = position - pass->shard.first - round * pass->round_samples;
     Lane *lane = w->lane;
 
-    k_input(lane, graph_input(pass->plan, lane), pass->pixels + (size_t)in_round * pixel_bytes, &job->transform, count,
-            B);
+    k_input(lane, graph_input(pass->plan, lane), pass->pixels + (size_t)(position - pass->from) * pixel_bytes,
+            &job->transform, count, B);
     forward_batch(pass, lane, position, count);
     const float *logits = graph_value(pass->plan, lane, graph->logits);
     k_predict(lane, w->prediction, logits, B, outputs);
     if (pass->logits) {
-        lane_download(lane, stream_row(pass, pass->logits, round, position), logits,
-                      (size_t)count * pass->logits->row_bytes);
-        lane_download(lane, stream_row(pass, pass->prediction, round, position), w->prediction,
+        lane_download(lane, stream_row(pass, pass->logits, position), logits, (size_t)count * pass->logits->row_bytes);
+        lane_download(lane, stream_row(pass, pass->prediction, position), w->prediction,
                       (size_t)count * sizeof(int32_t));
     }
     for (int i = 0; pass->layers && i < pass->layers->count; i++) {
@@ -160,8 +160,8 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
     for (int i = 0; i < pass->feature_count; i++) {
         const Stream *s = pass->features[i];
         if (is_mapped(s, position, count))
-            lane_download(lane, stream_row(pass, s, round, position),
-                          graph_value(pass->plan, lane, pass->feature_nodes[i]), (size_t)count * s->row_bytes);
+            lane_download(lane, stream_row(pass, s, position), graph_value(pass->plan, lane, pass->feature_nodes[i]),
+                          (size_t)count * s->row_bytes);
     }
     if (pass->method_count > 0) {
         k_seed(lane, w->seed, w->prediction, B, outputs);
@@ -171,34 +171,47 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t round, int64_t
         float *const parts[3] = {w->map, w->low, w->high};
         attribution_batch(w->map, w->low, w->high, &pass->methods[m], pass->plan, lane, B);
         for (int i = 0; i < 3; i++)
-            lane_download(lane, stream_row(pass, pass->maps[m][i], round, position), parts[i],
+            lane_download(lane, stream_row(pass, pass->maps[m][i], position), parts[i],
                           (size_t)count * pass->maps[m][i]->row_bytes);
     }
     lane_sync(lane);
 }
 
-static void compute_round(Pass *pass, int64_t round, int64_t from, int64_t count) {
-    int64_t batches = (count + pass->batch - 1) / pass->batch, done = 0;
+/* Whether all rows of a batch have come from the checkpoint. */
+static bool is_there(const Pass *pass, int64_t batch) {
+    int64_t to = (batch + 1) * pass->batch < pass->count ? (batch + 1) * pass->batch : pass->count;
+    for (int64_t i = batch * pass->batch; i < to; i++)
+        if (!pass->have[i])
+            return false;
+    return true;
+}
+
+static void compute_round(Pass *pass) {
+    int64_t batches = (pass->count + pass->batch - 1) / pass->batch, done = 0;
 #pragma omp parallel num_threads(pass->lanes)
     {
         int me = omp_get_thread_num();
 #pragma omp for schedule(dynamic)
         for (int64_t b = 0; b < batches; b++) {
             int64_t first = b * pass->batch;
-            compute_batch(pass, &pass->work[me], round, from + first,
-                          (int)(count - first < pass->batch ? count - first : pass->batch));
+            if (!is_there(pass, b))
+                compute_batch(pass, &pass->work[me], pass->from + first,
+                              (int)(pass->count - first < pass->batch ? pass->count - first : pass->batch));
             int64_t now;
 #pragma omp atomic capture
             now = ++done;
             if (me == 0)
-                progress_at((from - pass->shard.first + now * pass->batch) * comm_size(), "");
+                progress_at((pass->from - pass->shard.first + now * pass->batch) * comm_size(), "");
         }
     }
 }
 
-/* Pixels of positions [from, from + count), in runs of neighbouring samples. */
-static void read_round(Pass *pass, int64_t from, int64_t count) {
+/* The round's pixels, in runs of neighbouring samples. Where neither a batch nor the file wants them, none are read. */
+static void read_round(Pass *pass) {
     const Job *job = pass->job;
+    const int64_t from = pass->from, count = pass->count;
+    if (!pass->image && memchr(pass->have, false, (size_t)count) == NULL)
+        return;
     const size_t pixel_bytes = pixel_bytes_of(pass);
     for (int64_t i = 0, run; i < count; i += run) {
         int64_t sample = sample_at(pass, from + i);
@@ -208,10 +221,11 @@ static void read_round(Pass *pass, int64_t from, int64_t count) {
     }
 }
 
-static void check_logits(const Pass *pass, int64_t round, int64_t from, int64_t count) {
+static void check_logits(const Pass *pass) {
     const Job *job = pass->job;
+    const int64_t from = pass->from, count = pass->count;
     int64_t outputs = (int64_t)(pass->logits->row_bytes / sizeof(float));
-    const float *logits = (const float *)stream_row(pass, pass->logits, round, from);
+    const float *logits = (const float *)stream_row(pass, pass->logits, from);
     for (int64_t i = 0; i < count * outputs; i++)
         if (!isfinite(logits[i]))
             die("%s: the network's output for sample %lld is not finite; check --scale, --mean and --std, and the "
@@ -219,42 +233,112 @@ static void check_logits(const Pass *pass, int64_t round, int64_t from, int64_t 
                 job->options->images, (long long)(job->from + sample_at(pass, from + i / outputs)));
 }
 
-static void write_round(Pass *pass, int64_t round, int64_t from, int64_t count) {
+static void write_round(Pass *pass) {
+    const int64_t from = pass->from, count = pass->count;
     for (int i = 0; i < pass->stream_count; i++) {
         const Stream *s = &pass->streams[i];
         int64_t low = from > s->from ? from : s->from, high = from + count < s->to ? from + count : s->to;
         if (low < high)
-            output_rows(pass->job->output, s->var, low - s->from, high - low, stream_row(pass, s, round, low));
+            output_rows(pass->job->output, s->var, low - s->from, high - low, stream_row(pass, s, low));
         else
             output_rows(pass->job->output, s->var, 0, 0, NULL);
     }
 }
 
-void pass_run(Pass *pass, const char *name, float *all_logits) {
+/* ---- Checkpoint ------------------------------------------------------------------------------------------------- */
+
+/* What of a round is kept: all streams but the images, which are read again, and the features. */
+static void set_pieces(Pass *pass) {
+    CheckpointPiece *pieces = pass->pieces;
+    int count = 0;
+    for (int i = 0; i < pass->stream_count; i++) {
+        const Stream *s = &pass->streams[i];
+        if (s != pass->image)
+            pieces[count++] = (CheckpointPiece){s->row_bytes, s->from, s->to, s->rows, pass->from, false};
+    }
+    for (int i = 0; pass->layers && i < pass->layers->count; i++) {
+        const Matrix *m = &pass->layers->features[i];
+        pieces[count++] = (CheckpointPiece){
+            (size_t)m->width * sizeof(float), 0, m->shard.total, (char *)m->rows, m->shard.first, true};
+    }
+    pass->piece_count = count;
+}
+
+/* The rows of the batches that were computed. */
+static void keep_round(Pass *pass, const char *name) {
+    int64_t batches = (pass->count + pass->batch - 1) / pass->batch;
+    for (int64_t b = 0, next; b < batches; b = next) {
+        const bool there = is_there(pass, b);
+        for (next = b + 1; next < batches && is_there(pass, next) == there; next++)
+            ;
+        int64_t first = b * pass->batch, to = next * pass->batch < pass->count ? next * pass->batch : pass->count;
+        if (!there)
+            checkpoint_append(pass->job->checkpoint, name, pass->from + first, to - first, pass->pieces,
+                              pass->piece_count);
+    }
+}
+
+/* ---- Rounds ----------------------------------------------------------------------------------------------------- */
+
+/* Samples of the next round: about a second's, where a checkpoint is kept after each. The same on every rank. */
+static int64_t next_round(const Pass *pass, int64_t samples, double since) {
+    double seconds = progress_now() - since;
+    comm_max(&seconds, 1);
+    double factor = fmin(fmax(ROUND_SECONDS / fmax(seconds, 1e-6), 0.25), 16);
+    int64_t next = (int64_t)((double)samples * factor) / pass->batch * pass->batch;
+    next = next > pass->least_round ? next : pass->least_round;
+    return next < pass->round_samples ? next : pass->round_samples;
+}
+
+static void run_round(Pass *pass, const char *name, float *all_logits) {
     Job *job = pass->job;
-    pass_memory(pass);
-    progress_begin(name, "samples", pass->shard.total);
-    for (int64_t round = 0; round < pass->rounds; round++) {
-        int64_t from = pass->shard.first + round * pass->round_samples,
-                left = pass->shard.first + pass->shard.count - from;
-        int64_t count = left < 0 ? 0 : left < pass->round_samples ? left : pass->round_samples;
+    if (job->checkpoint)
+        set_pieces(pass);
+    if (!error_caught()) {
+        checkpoint_restore(job->checkpoint, name, pass->have, pass->from, pass->count, pass->pieces, pass->piece_count);
+        read_round(pass);
+    }
+    comm_all_ok();
+    compute_round(pass);
+    if (pass->image)
+        job_images_nchw(job, stream_row(pass, pass->image, pass->from), pass->pixels, pass->count);
+    if (pass->logits) {
         if (!error_caught())
-            read_round(pass, from, count);
+            check_logits(pass);
         comm_all_ok();
-        compute_round(pass, round, from, count);
-        if (pass->image)
-            job_images_nchw(job, stream_row(pass, pass->image, round, from), pass->pixels, count);
-        if (pass->logits) {
-            if (!error_caught())
-                check_logits(pass, round, from, count);
-            comm_all_ok();
-            memcpy(job->predictions + (from - pass->shard.first), stream_row(pass, pass->prediction, round, from),
-                   (size_t)count * sizeof(int32_t));
-        }
-        if (all_logits)
-            memcpy((char *)all_logits + (size_t)(from - pass->shard.first) * pass->logits->row_bytes,
-                   stream_row(pass, pass->logits, round, from), (size_t)count * pass->logits->row_bytes);
-        write_round(pass, round, from, count);
+        memcpy(job->predictions + (pass->from - pass->shard.first), stream_row(pass, pass->prediction, pass->from),
+               (size_t)pass->count * sizeof(int32_t));
+    }
+    if (all_logits)
+        memcpy((char *)all_logits + (size_t)(pass->from - pass->shard.first) * pass->logits->row_bytes,
+               stream_row(pass, pass->logits, pass->from), (size_t)pass->count * pass->logits->row_bytes);
+    if (job->checkpoint) {
+        if (!error_caught())
+            keep_round(pass, name);
+        comm_all_ok();
+    }
+    write_round(pass);
+}
+
+void pass_run(Pass *pass, const char *name, float *all_logits) {
+    Checkpoint *checkpoint = pass->job->checkpoint;
+    pass_memory(pass);
+    if (checkpoint)
+        pass->pieces = ARENA_ARRAY(pass->arena, CheckpointPiece,
+                                   pass->stream_count + (pass->layers ? pass->layers->count : 0), "checkpoint");
+    progress_begin(name, "samples", pass->shard.total);
+    progress_restored(checkpoint_rows(checkpoint, name));
+    int64_t samples = pass->round_samples;
+    if (checkpoint && pass->least_round < samples)
+        samples = pass->least_round;
+    for (int64_t done = 0, next; done < pass->most_samples; done = next) {
+        const double since = progress_now();
+        next = done + samples;
+        pass->from = pass->shard.first + (done < pass->shard.count ? done : pass->shard.count);
+        pass->count = (next < pass->shard.count ? next : pass->shard.count) + pass->shard.first - pass->from;
+        run_round(pass, name, all_logits);
+        if (checkpoint)
+            samples = next_round(pass, samples, since);
     }
     progress_end("");
     pass_free(pass);

@@ -2,14 +2,15 @@
  *
  * A round is at most 64 MiB of results: the rank reads its pixels, its lanes take batches from it one by one (the only
  * parallel region over lanes), then all ranks write their rows together. Ranks with fewer samples take part in every
- * round with empty writes. No result depends on the lane, the batch or the round a sample was computed in. */
+ * round with empty writes. No result depends on the lane, the batch or the round a sample was computed in. With a
+ * checkpoint a round takes about a second, so that a run that is stopped loses no more. */
 #ifndef CNNSCOPE_PASS_H
 #define CNNSCOPE_PASS_H
 
 #include "stages.h"
 
 /* Results of one variable for the samples of a round, on their way to the file. Positions count the pass's samples,
- * over all ranks; row = position - from. */
+ * over all ranks; rows[0] is the round's first. */
 typedef struct {
     int var;
     size_t row_bytes;
@@ -24,11 +25,16 @@ typedef struct {
     Arena *arena;
     Plan *plan;
     int batch, lanes;
-    Shard shard;            /* of the pass's samples, in positions */
-    const int64_t *samples; /* of this rank's positions, counted in the job; NULL: all of job->shard */
-    int64_t round_samples, rounds;
+    Shard shard;                        /* of the pass's samples, in positions */
+    const int64_t *samples;             /* of this rank's positions, counted in the job; NULL: all of job->shard */
+    int64_t round_samples, least_round; /* samples a rank takes in a round, at most and at least */
+    int64_t most_samples;               /* of the rank that has most */
 
-    char *pixels; /* of a round, as read */
+    int64_t from, count;     /* the round's positions */
+    bool *have;              /* (count) whose rows came from the checkpoint */
+    char *pixels;            /* of a round, as read */
+    CheckpointPiece *pieces; /* of a round; what of it the checkpoint keeps */
+    int piece_count;
     Stream streams[STREAMS_MAX];
     int stream_count;
     Stream *image, *logits, *prediction; /* NULL: not asked for */
@@ -53,11 +59,12 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
 /* Host bytes that a round of so many samples touches. */
 size_t pass_round_bytes(const Pass *pass, int64_t samples);
 
-/* What pass_run does first, `most` samples on the fullest rank: chooses lanes, rounds and the memory plan (pass->plan, to
- * be freed by graph_plan_free). Allocates nothing else. */
-void pass_plan(Pass *pass, int64_t most);
+/* What pass_run does first: chooses lanes, rounds and the memory plan (pass->plan, to be freed by graph_plan_free), and
+ * allocates nothing else. Collective. */
+void pass_plan(Pass *pass);
 
-/* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or
+/* Collective. Computes and writes all that was asked for, as the stage `name`; what the checkpoint has of it under that
+ * name is not computed again. all_logits (shard.count, outputs) or
  * NULL: where the logits are kept as well. */
 void pass_run(Pass *pass, const char *name, float *all_logits);
 

@@ -10,6 +10,7 @@
 #include "comm.h"
 #include "error.h"
 #include "pca_parts.h"
+#include "watchdog.h"
 
 enum { FORMED_WIDTH_MOST = 1024, FEW_MOST = 1024, BITS_MOST = 22, PIECE_BYTES = 64 << 20 };
 
@@ -21,20 +22,50 @@ static void solve_formed(double *values, double *axes, const PcaInput *input, in
 static void scale_columns(double *scale, const double *most, int width);
 static int sum_bits(int64_t total);
 static void finish_axes(Pca *result, int width, double total);
-static void project(Pca *result, const Matrix *x, const double *device_center);
+static void project(Pca *result, const Matrix *x);
+static void find_axes(Pca *result, const Matrix *x);
+static bool restore_axes(const RecordPart *parts, int count, Checkpoint *checkpoint, const char *key);
 
-void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
-    const int D = x->width, K = components;
+void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key) {
+    const size_t D = (size_t)x->width, K = (size_t)components;
+    *result = (Pca){.components = components, .scores = {.name = x->name, .shard = x->shard, .width = components}};
+    result->center = ARENA_ARRAY(arena, double, D, "PCA center");
+    result->axes = ARENA_ARRAY(arena, double, K *D, "PCA axes");
+    result->variance = ARENA_ARRAY(arena, double, K, "PCA variance");
+    result->variance_ratio = ARENA_ARRAY(arena, double, K, "PCA variance");
+    const RecordPart kept[] = {{result->center, D * sizeof(double)},
+                               {result->axes, K * D * sizeof(double)},
+                               {result->variance, K * sizeof(double)},
+                               {result->variance_ratio, K * sizeof(double)}};
+    const int parts = sizeof kept / sizeof *kept;
+    if (!restore_axes(kept, parts, checkpoint, key)) {
+        find_axes(result, x);
+        checkpoint_save(checkpoint, key, kept, parts);
+    }
+    project(result, x);
+}
+
+static bool restore_axes(const RecordPart *parts, int count, Checkpoint *checkpoint, const char *key) {
+    Arena *scratch = arena_new();
+    size_t bytes, expected = 0;
+    const char *found = checkpoint_load(checkpoint, scratch, key, &bytes);
+    for (int i = 0; i < count; i++)
+        expected += parts[i].size;
+    const bool fits = found && bytes == expected;
+    for (int i = 0; i < count && fits; i++) {
+        memcpy((void *)parts[i].bytes, found, parts[i].size);
+        found += parts[i].size;
+    }
+    arena_free(scratch);
+    return fits;
+}
+
+static void find_axes(Pca *result, const Matrix *x) {
+    const int D = x->width, K = result->components;
     const int64_t rank = x->shard.total > 1 ? x->shard.total - 1 : 1, most_components = rank < D ? rank : D;
     const int solved = K < most_components ? K : (int)most_components;
     const size_t column_bytes = (size_t)D * sizeof(double);
     Arena *scratch = arena_new();
-    *result = (Pca){.components = K, .scores = {.name = x->name, .shard = x->shard, .width = K}};
-    result->center = ARENA_ARRAY(arena, double, D, "PCA center");
-    result->axes = ARENA_ARRAY(arena, double, (uint64_t)K *(uint64_t)D, "PCA axes");
-    result->variance = ARENA_ARRAY(arena, double, K, "PCA variance");
-    result->variance_ratio = ARENA_ARRAY(arena, double, K, "PCA variance");
-
     double *most = ARENA_ARRAY(scratch, double, D, "column sizes"), *scale = ARENA_ARRAY(scratch, double, D, "scales");
     double *largest = ARENA_ARRAY(scratch, double, D, "column sizes");
     check_finite(x, largest);
@@ -59,9 +90,8 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components) {
         pca_wide(result->variance, result->axes, &input, solved);
     dev_free(input.scratch);
     dev_free(input.device_scale);
-    finish_axes(result, D, total);
-    project(result, x, input.device_center);
     dev_free(input.device_center);
+    finish_axes(result, D, total);
     arena_free(scratch);
 }
 
@@ -178,6 +208,7 @@ static void solve_formed(double *values, double *axes, const PcaInput *input, in
             double both = input->scale[i] * input->scale[j];
             covariance[(size_t)i * (size_t)D + (size_t)j] *= both > 0 ? unit / both : 0;
         }
+    watchdog_allow(1e-9 * (double)D * (double)D * (double)D); /* one thread of rank 0, and all wait */
     if (!error_caught() && comm_rank() == 0 && K > 0 && !k_eigen(values, axes, covariance, D, K))
         die("PCA of %s: LAPACK's dsyevr failed on the covariance of %d columns", name, D);
     comm_all_ok();
@@ -227,18 +258,19 @@ static void finish_axes(Pca *result, int width, double total) {
 }
 
 /* Some axes at a time: a wide layer's are as large as its features. */
-static void project(Pca *result, const Matrix *x, const double *device_center) {
+static void project(Pca *result, const Matrix *x) {
     const int K = result->components;
     const size_t D = (size_t)x->width, n = (size_t)x->shard.count;
     size_t fit = PIECE_BYTES / (D * sizeof(double)) + 1, most = fit < (size_t)K ? fit : (size_t)K;
     Arena *scratch = arena_new();
     double *axes = dev_alloc(most * D * sizeof *axes), *t = dev_alloc(n * most * sizeof *t);
-    double *piece = ARENA_ARRAY(scratch, double, n *most, "scores");
+    double *piece = ARENA_ARRAY(scratch, double, n *most, "scores"), *center = dev_alloc(D * sizeof *center);
     float *scores = ARENA_ARRAY(scratch, float, n *(size_t)K, "scores");
+    dev_upload(center, result->center, D * sizeof *center);
     for (size_t from = 0; from < (size_t)K; from += most) {
         const size_t count = (size_t)K - from < most ? (size_t)K - from : most;
         dev_upload(axes, result->axes + from * D, count * D * sizeof *axes);
-        k_project(t, x->rows, (int64_t)n, x->width, device_center, axes, (int)count);
+        k_project(t, x->rows, (int64_t)n, x->width, center, axes, (int)count);
         dev_download(piece, t, n * count * sizeof *t);
         for (size_t i = 0; i < n; i++)
             for (size_t k = 0; k < count; k++)
@@ -246,6 +278,7 @@ static void project(Pca *result, const Matrix *x, const double *device_center) {
     }
     result->scores.rows = dev_alloc(n * (size_t)K * sizeof(float));
     dev_upload(result->scores.rows, scores, n * (size_t)K * sizeof(float));
+    dev_free(center);
     dev_free(t);
     dev_free(axes);
     arena_free(scratch);

@@ -2,6 +2,7 @@
 find_package(MPI REQUIRED COMPONENTS C)
 need_version("The MPI standard" "${MPI_C_VERSION}" 3.0 "${MPI_C_COMPILER}") # Open MPI 3, MPICH 3
 find_package(ZLIB 1.2.11 REQUIRED)
+find_package(Threads REQUIRED)
 find_package(OpenSSL 1.1.1 REQUIRED COMPONENTS Crypto)
 pkg_check_modules(LIBZIP REQUIRED IMPORTED_TARGET libzip>=1.5)
 
@@ -58,7 +59,7 @@ if(CUDA)
   target_link_libraries(core PRIVATE nccl_device)
 endif()
 target_link_libraries(core PUBLIC kernels PRIVATE MPI::MPI_C ${NETCDF_LIBRARY} PkgConfig::LIBZIP ZLIB::ZLIB
-                      OpenSSL::Crypto m)
+                      OpenSSL::Crypto Threads::Threads m)
 if(ONNX_GENERATED)
   target_include_directories(core PUBLIC ${ONNX_GENERATED})
   target_link_libraries(core PUBLIC PkgConfig::PROTOBUF_C)

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "comm.h"
+#include "error.h"
+#include "watchdog.h"
 
 enum { STAGES_MAX = 512, NAME_BYTES = 96, LINE_BYTES = 256 };
 
@@ -21,7 +23,7 @@ static struct {
 static int stage_count;
 
 static char unit[32];
-static int64_t total;
+static int64_t total, restored;
 static double began, shown;
 static bool quiet;
 
@@ -43,8 +45,11 @@ void progress_begin(const char *stage, const char *units, int64_t count) {
     if (stage_count == STAGES_MAX) /* more layers than names: their times are added to the last */
         stage_count--;
     snprintf(stages[stage_count].name, NAME_BYTES, "%s", stage);
+    error_set_stage(stage);
+    watchdog_tick();
     snprintf(unit, sizeof unit, "%s", units);
     total = count;
+    restored = 0;
     began = progress_now();
     shown = began;
 }
@@ -54,9 +59,9 @@ static void print_line(int64_t done, const char *note, bool last) {
     char line[LINE_BYTES], rest[64] = "";
     if (last)
         snprintf(rest, sizeof rest, " in %.2f s", seconds);
-    else if (done > 0 && total > 0)
-        snprintf(rest, sizeof rest, " %.4g/s, %.0f s left", (double)done / seconds,
-                 seconds * (double)(total - done) / (double)done);
+    else if (done > restored && total > 0)
+        snprintf(rest, sizeof rest, " %.4g/s, %.0f s left", (double)(done - restored) / seconds,
+                 seconds * (double)(total - done) / (double)(done - restored));
     snprintf(line, sizeof line, "%-20s %lld/%lld %s%s%s%s", stages[stage_count].name, (long long)done, (long long)total,
              unit, rest, note[0] ? "  " : "", note);
     if (on_terminal())
@@ -66,8 +71,16 @@ static void print_line(int64_t done, const char *note, bool last) {
     fflush(stderr);
 }
 
+void progress_restored(int64_t count) {
+    restored = count;
+    if (count > 0)
+        progress_say("%-20s %lld/%lld %s from the checkpoint", stages[stage_count].name, (long long)count,
+                     (long long)total, unit);
+}
+
 void progress_at(int64_t done, const char *note) {
     double now = progress_now();
+    watchdog_tick();
     if (quiet || comm_rank() != 0 || now - shown < (on_terminal() ? 0.25 : 10.0))
         return;
     shown = now;
@@ -75,6 +88,7 @@ void progress_at(int64_t done, const char *note) {
 }
 
 void progress_end(const char *note) {
+    watchdog_tick();
     stages[stage_count].seconds = progress_now() - began;
     if (!quiet && comm_rank() == 0)
         print_line(total, note, true);

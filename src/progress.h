@@ -11,7 +11,10 @@
 double progress_now(void); /* seconds, monotonic */
 void progress_quiet(bool quiet);
 void progress_begin(const char *stage, const char *unit,
-                    int64_t total);               /* "forward", "samples"; total over all ranks */
+                    int64_t total); /* "forward", "samples"; total over all ranks */
+/* After progress_begin: `count` of the total are there already, from a checkpoint. One line says so, and the rate leaves
+ * them out. */
+void progress_restored(int64_t count);
 void progress_at(int64_t done, const char *note); /* note: "" or a short text behind the count, as "KL 1.62" */
 void progress_end(const char *note);
 

@@ -6,6 +6,7 @@
 #include <openssl/evp.h>
 
 #include "error.h"
+#include "watchdog.h"
 
 static void must(int succeeded) {
     if (succeeded != 1)
@@ -21,6 +22,7 @@ Sha256 *sha256_begin(void) {
 
 void sha256_add(Sha256 *hash, const void *bytes, size_t size) {
     must(EVP_DigestUpdate((EVP_MD_CTX *)hash, bytes, size));
+    watchdog_tick(); /* files of hundreds of GB take minutes */
 }
 
 void sha256_end(Sha256 *hash, char hex[65]) {

@@ -3,6 +3,7 @@
 #define CNNSCOPE_STAGES_H
 
 #include "arena.h"
+#include "checkpoint.h"
 #include "graph.h"
 #include "job.h"
 #include "kernels.h"
@@ -84,8 +85,9 @@ typedef struct {
 /* Bytes of memory that takes at most at one time beside its result, on the rank that solves, which has `rows`. */
 double pca_bytes(int64_t rows, int64_t total, int width, int components);
 
-/* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. */
-void pca(Pca *result, Arena *arena, const Matrix *x, int components);
+/* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. What the checkpoint (or NULL) has
+ * under that key is not computed again, but for the scores; else it is kept there. */
+void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key);
 
 /* ---- t-SNE (tsne.c) --------------------------------------------------------------------------------------------- */
 
@@ -107,7 +109,10 @@ typedef struct {
     int exaggeration_iter;
     double learning_rate; /* 0: max(N / early_exaggeration / 4, 50) */
     uint64_t seed;        /* of the random start */
-} TsneOptions;            /* scikit-learn's meanings */
+
+    Checkpoint *checkpoint; /* NULL: none */
+    const char *key;        /* of this map in the checkpoint */
+} TsneOptions;              /* scikit-learn's meanings */
 
 typedef struct {
     float *map;     /* host, (total, axes), sample order, on every rank; in the arena */
@@ -125,7 +130,9 @@ typedef struct {
 
 /* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
  * all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it is.
- * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. */
+ * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. A checkpoint
+ * gets the state of the descent now and then, and the result; from a state the affinities are computed once more, from a
+ * result nothing is. */
 void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
 
 #endif

@@ -15,18 +15,20 @@
 #include "comm.h"
 #include "error.h"
 #include "progress.h"
+#include "stop.h"
 #include "tsne_run.h"
 
-enum {
-    CHECK_EVERY = 50, /* iterations between looks at the error: these four numbers are scikit-learn's */
-    PATIENCE_EXAGGERATED = 250,
-    PATIENCE = 300,
-};
+enum { PATIENCE_EXAGGERATED = 250, PATIENCE = 300 }; /* iterations: these three numbers are scikit-learn's */
 static const double GRADIENT_LEAST = 1e-7;
+static const double POLL_SECONDS = 0.5; /* between looks at whether the state is to be saved */
 
 static void check_options(const TsneRun *run);
 static void prepare_descent(TsneRun *run, const float *start);
 static void descend(TsneRun *run, TsneResult *result);
+static void begin_descent(TsneRun *run, double learning_rate);
+static void end_exaggeration(TsneRun *run, double learning_rate);
+static void look_at_error(TsneRun *run, TsneResult *result, int it);
+static int64_t keep_state(TsneRun *run, TsneResult *result, int64_t polled, double since, const char *stage);
 static void reset_momentum(TsneRun *run);
 static void find_forces(TsneRun *run, bool want_cross);
 static double count_seconds(TsneRun *run, TsnePart part, double since);
@@ -42,9 +44,15 @@ void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start,
     comm_all_ok();
     run.shape = tsne_shape(run.points, x->width, options->axes, comm_rank(), comm_size());
     run.all_blocks = run.shape.count * comm_size();
-    int checks = options->max_iter / CHECK_EVERY;
+    int checks = options->max_iter / TSNE_CHECK_EVERY;
     *result = (TsneResult){.check_iterations = ARENA_ARRAY(arena, int, checks, "t-SNE history"),
                            .kl_history = ARENA_ARRAY(arena, double, checks, "t-SNE history")};
+    if (tsne_load_result(result, arena, &run)) {
+        progress_say("tsne %-15s %d/%d iterations from the checkpoint  KL %.4f", run.name, result->iterations,
+                     result->iterations, result->kl);
+        arena_free(run.arena);
+        return;
+    }
     double least = -(double)dev_available() / comm_local_size();
     comm_max(&least, 1);
     run.free_bytes = -least;
@@ -52,8 +60,13 @@ void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start,
     tsne_gather_points(&run);
     tsne_find_affinities(&run, result);
     prepare_descent(&run, start);
+    if (options->checkpoint)
+        stop_hold();
     descend(&run, result);
     deliver_map(&run, result, arena);
+    tsne_save_result(&run, result);
+    if (options->checkpoint)
+        stop_release(options->key);
     run_free(&run);
 }
 
@@ -94,6 +107,7 @@ static void prepare_descent(TsneRun *run, const float *start) {
  * with the error against P: the same decisions. */
 static void descend(TsneRun *run, TsneResult *result) {
     const TsneOptions *o = run->options;
+    TsneDescent *d = &run->descent;
     const size_t map_bytes = (size_t)(run->shape.count * run->shape.axes * TSNE_BLOCK) * sizeof(float);
     float *mine = run->y + run->shape.first * run->shape.axes * TSNE_BLOCK;
     result->learning_rate = o->learning_rate;
@@ -102,47 +116,38 @@ static void descend(TsneRun *run, TsneResult *result) {
     char stage[160], note[64] = "";
     snprintf(stage, sizeof stage, "tsne %s", run->name);
     progress_begin(stage, "iterations", o->max_iter);
-    TsneStep step = {o->early_exaggeration, 0.5, result->learning_rate};
-    double best = DBL_MAX;
-    int best_iteration = 0, patience = PATIENCE_EXAGGERATED, phase_end = o->exaggeration_iter, it;
-    bool stopped = false;
-    reset_momentum(run);
-    for (it = 0; it < o->max_iter; it++) {
-        if (phase_end >= 0 && (it == phase_end || stopped)) {
-            step = (TsneStep){1, 0.8, result->learning_rate};
-            if (o->fast)
-                step = (TsneStep){1, 0.9, result->learning_rate * o->early_exaggeration};
-            best = DBL_MAX;
-            best_iteration = it;
-            patience = PATIENCE;
-            phase_end = -1;
-            stopped = false;
-            reset_momentum(run);
-        }
-        if (stopped)
+    begin_descent(run, result->learning_rate);
+    if (tsne_load(run, result))
+        progress_restored(d->iteration);
+    int64_t poll_at = d->iteration + 1, polled = d->iteration;
+    double poll_since = progress_now();
+    for (; d->iteration < o->max_iter; progress_at(d->iteration, note)) {
+        const int it = (int)d->iteration;
+        if (d->phase_end >= 0 && (it == d->phase_end || d->stopped))
+            end_exaggeration(run, result->learning_rate);
+        if (d->stopped)
             break;
-        const bool check = (it + 1) % CHECK_EVERY == 0;
+        const bool check = (it + 1) % TSNE_CHECK_EVERY == 0;
         find_forces(run, check);
         if (check) {
-            double kl = divergence(run);
-            snprintf(note, sizeof note, "KL %.4f", kl);
-            result->check_iterations[result->checks] = it;
-            result->kl_history[result->checks++] = kl;
-            if (kl < best) {
-                best = kl;
-                best_iteration = it;
-            }
+            look_at_error(run, result, it);
+            snprintf(note, sizeof note, "KL %.4f", result->kl_history[result->checks - 1]);
         }
         double since = progress_now();
-        k_tsne_update(mine, run->update, run->gains, check ? run->norm : NULL, run->sums_mine, &run->shape, &step);
+        k_tsne_update(mine, run->update, run->gains, check ? run->norm : NULL, run->sums_mine, &run->shape, &d->step);
         since = count_seconds(run, TSNE_UPDATE, since);
         comm_all_gather_device(run->y, mine, map_bytes);
         count_seconds(run, TSNE_COMMUNICATION, since);
         if (check)
-            stopped = it - best_iteration > patience || gradient_norm(run) <= GRADIENT_LEAST;
-        progress_at(it + 1, note);
+            d->stopped = it - d->best_iteration > d->patience || gradient_norm(run) <= GRADIENT_LEAST;
+        d->iteration++;
+        if (o->checkpoint && d->iteration == poll_at) {
+            poll_at += keep_state(run, result, d->iteration - polled, poll_since, stage);
+            polled = d->iteration;
+            poll_since = progress_now();
+        }
     }
-    result->iterations = it;
+    result->iterations = (int)d->iteration;
     find_forces(run, true);
     result->kl = divergence(run);
     snprintf(note, sizeof note, "KL %.4f", result->kl);
@@ -152,6 +157,57 @@ static void descend(TsneRun *run, TsneResult *result) {
         snprintf(stage, sizeof stage, "tsne %s %s", run->name, parts[i]);
         progress_part(stage, run->seconds[i]);
     }
+}
+
+static void begin_descent(TsneRun *run, double learning_rate) {
+    const TsneOptions *o = run->options;
+    run->descent = (TsneDescent){.step = {o->early_exaggeration, 0.5, learning_rate},
+                                 .best = DBL_MAX,
+                                 .patience = PATIENCE_EXAGGERATED,
+                                 .phase_end = o->exaggeration_iter};
+    reset_momentum(run);
+}
+
+static void end_exaggeration(TsneRun *run, double learning_rate) {
+    TsneDescent *d = &run->descent;
+    d->step = (TsneStep){1, 0.8, learning_rate};
+    if (run->options->fast)
+        d->step = (TsneStep){1, 0.9, learning_rate * run->options->early_exaggeration};
+    d->best = DBL_MAX;
+    d->best_iteration = d->iteration;
+    d->patience = PATIENCE;
+    d->phase_end = -1;
+    d->stopped = false;
+    reset_momentum(run);
+}
+
+static void look_at_error(TsneRun *run, TsneResult *result, int it) {
+    TsneDescent *d = &run->descent;
+    const double kl = divergence(run);
+    result->check_iterations[result->checks] = it;
+    result->kl_history[result->checks++] = kl;
+    if (kl < d->best) {
+        d->best = kl;
+        d->best_iteration = it;
+    }
+}
+
+/* Saves the state where it is time, or where a rank was asked to stop, and then stops. Gives the iterations until the
+ * next such look, of `polled` since the last one. All that decides is a maximum over the ranks, hence the same on each. */
+static int64_t keep_state(TsneRun *run, TsneResult *result, int64_t polled, double since, const char *stage) {
+    enum { SECONDS, DUE, ASKED, NUMBERS };
+    double most[NUMBERS] = {progress_now() - since, checkpoint_due(run->options->checkpoint), stop_asked()};
+    comm_max(most, NUMBERS);
+    if (most[DUE] > 0 || most[ASKED] > 0)
+        tsne_save(run, result);
+    if (most[ASKED] > 0) {
+        char where[256];
+        snprintf(where, sizeof where, "%s at iteration %lld of %d", stage, (long long)run->descent.iteration,
+                 run->options->max_iter);
+        stop_now((int)most[ASKED], where);
+    }
+    const double factor = fmin(fmax(POLL_SECONDS / fmax(most[SECONDS], 1e-6), 0.25), 4);
+    return fmax((double)polled * factor, 1) < 1e6 ? (int64_t)fmax((double)polled * factor, 1) : 1000000;
 }
 
 static void reset_momentum(TsneRun *run) {

@@ -6,6 +6,18 @@
 
 typedef enum { TSNE_REPULSION, TSNE_ATTRACTION, TSNE_UPDATE, TSNE_COMMUNICATION, TSNE_PARTS } TsnePart;
 
+enum { TSNE_CHECK_EVERY = 50 }; /* iterations between looks at the error: scikit-learn's */
+
+/* Where the descent is: with map, update and gains, all that the next iteration depends on. */
+typedef struct {
+    int64_t iteration; /* the next one */
+    TsneStep step;
+    double best; /* divergence, in this phase */
+    int64_t best_iteration, patience;
+    int64_t phase_end; /* the iteration that ends the exaggeration; -1: it has ended */
+    int64_t stopped;   /* the rule for stopping has spoken */
+} TsneDescent;
+
 typedef struct {
     const Matrix *x;
     const TsneOptions *options;
@@ -25,7 +37,8 @@ typedef struct {
     double *norm;          /* device (count): of each block */
     void *scratch;
     double seconds[TSNE_PARTS]; /* of this rank, since the descent began */
-    Arena *arena;               /* of what is here on the host */
+    TsneDescent descent;
+    Arena *arena; /* of what is here on the host */
 } TsneRun;
 
 /* What a rank of so many owns of a t-SNE. */
@@ -52,6 +65,16 @@ void tsne_gather_points(TsneRun *run);
 /* Collective. Sets the rank's affinities, p_sum and p_log_p, and the affinity_ numbers of the result; frees packed.
  * Dies when P does not fit in memory. */
 void tsne_find_affinities(TsneRun *run, TsneResult *result);
+
+/* Collective, of tsne_state.c: what a checkpoint knows of a t-SNE.
+ *
+ * tsne_load_result: the whole result, where that t-SNE had ended; map in the arena. tsne_load: the state that was saved,
+ * into descent, y, update, gains and the history, where there is one for these points and axes; false: all is as it was.
+ * P is not kept: it takes gigabytes, and no longer than a few iterations. */
+bool tsne_load_result(TsneResult *result, Arena *arena, const TsneRun *run);
+bool tsne_load(TsneRun *run, TsneResult *result);
+void tsne_save(const TsneRun *run, const TsneResult *result);
+void tsne_save_result(const TsneRun *run, const TsneResult *result);
 
 /* Collective. Dies unless the value, the same on all ranks, is a finite number. */
 void tsne_check_finite(const TsneRun *run, double value, const char *otherwise);

@@ -258,7 +258,7 @@ static void run_pca(char **argv) {
     int D = atoi(argv[2]), K = atoi(argv[3]);
     Matrix x = matrix_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D);
     Pca result;
-    pca(&result, arena, &x, K);
+    pca(&result, arena, &x, K, NULL, "");
     write_raw(argv[4], "wb", result.center, (size_t)D * 8);
     write_raw(argv[4], "ab", result.axes, (size_t)K * (size_t)D * 8);
     write_raw(argv[4], "ab", result.variance, (size_t)K * 8);
