@@ -44,6 +44,8 @@ typedef struct {
     double learning_rate; /* 0: auto */
     const char *init;     /* "pca", "random" or a file */
     int64_t seed;
+    int neighbors; /* of the measures of trust; 0 = none */
+    bool keep_neighbors;
 
     const char *dot; /* of `inspect`; NULL: not wanted */
 

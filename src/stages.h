@@ -120,4 +120,16 @@ typedef struct {
  * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. */
 void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
 
+/* ---- Trust (trust.c) -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name, *title; /* in names of variables and in words: "tsne", "t-SNE map" */
+    Matrix points;            /* sharded like what it is a map of */
+} TrustMap;
+
+/* How far the maps of x can be trusted, each sample and on the whole, into the results file as LAYER_MAP_...; nothing with
+ * --neighbors 0. x: the rows `keep` of this rank's samples (ascending; NULL: all). At most two maps. All pairs of points;
+ * the same bits for any number of ranks. */
+void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
+
 #endif
