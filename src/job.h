@@ -11,9 +11,10 @@
 typedef struct {
     Arena *arena; /* of all below */
     Options *options;
-    Model *model;             /* NULL for `embed` */
+    Model *model;             /* NULL for `embed` and `audit` */
     Dataset *images;          /* NULL when not given (`embed`) */
-    Dataset *input;           /* NULL but for `embed` */
+    Dataset *input;           /* NULL but for `embed` and `audit` */
+    Dataset *map;             /* NULL but for `audit` */
     PixelTransform transform; /* of the images */
     int64_t from;             /* file position of the job's sample 0 */
     Shard shard;
@@ -22,7 +23,7 @@ typedef struct {
     int64_t categories;    /* outputs of the network, or names given, or labels seen; one output counts as two */
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
-    char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65],
+    char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
         init_sha256[65]; /* "" = none */
     Output *output;
 } Job;

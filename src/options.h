@@ -9,7 +9,7 @@
 
 enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
 
-typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4 } Command;
+typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4, COMMAND_AUDIT = 8 } Command;
 
 typedef struct {
     int count;
@@ -19,7 +19,7 @@ typedef struct {
 typedef struct {
     Command command;
 
-    const char *model, *images, *input, *labels, *predictions,
+    const char *model, *images, *input, *map, *labels, *predictions,
         *output; /* files and specs (dataset.h); NULL: not given */
     const char *category_names, *sample_names;
     const char *layout; /* "NCHW" or "NHWC" */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "comm.h"
 #include "trust_parts.h"
 
 static void write_neighbors(const Trust *t, const TrustSpace *s);
@@ -105,6 +106,12 @@ static void write_overall(const Trust *t, const TrustSpace *s, const char *suffi
     if (strcmp(attribute, "pairs") == 0)
         output_text(t->job->output, id, "pairs_chosen", t->all_pairs ? "all" : "a fixed random sample");
     output_whole(t->job->output, id, &value);
+    if (t->job->map && comm_rank() == 0) {
+        char what[256];
+        snprintf(what, sizeof what, format, s->what);
+        snprintf(name, sizeof name, "%s%s", s->prefix, suffix);
+        printf("%-28s %9.6f  %s\n", name, value, what);
+    }
 }
 
 static void write_neighbors(const Trust *t, const TrustSpace *s) {

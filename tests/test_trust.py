@@ -225,3 +225,59 @@ def test_wide_points(tmp_path):
     place = ranks(x)
     assert np.array_equal(result["input_neighbors"], np.argsort(place, axis=1, kind="stable")[:, 1:16])
     assert np.abs(result["input_pca_trustworthiness"] - measures(x, result["input_pca"], 15)["trustworthiness"]).max() < 1e-4
+
+
+def test_audit_of_our_own_map(tmp_path, blobs):
+    """The same numbers for a map in a file as for the map just made, on any number of ranks; and they are printed."""
+    x, label = blobs
+    made = embed(tmp_path, x, "--keep-neighbors", label=label)
+    np.save(tmp_path / "map.npy", made["input_tsne"].astype(np.float64))
+    words = ("audit", "--input", tmp_path / "x.npy", "--map", tmp_path / "map.npy", "--labels", tmp_path / "label.npy",
+             "--keep-neighbors", "--quiet", "--output")
+    for ranks_ in (1, 3):
+        done = run(*words, tmp_path / f"audit{ranks_}.nc", ranks=ranks_)
+        assert done.status == 0 and done.lines == []
+        found, attributes = read(tmp_path / f"audit{ranks_}.nc")
+        assert attributes["map_sha256"] and np.array_equal(found["input_map"].values, made["input_tsne"])
+        same = [name for name in made if name.startswith("input_tsne_") and name.replace("_tsne_", "_map_") in found]
+        assert len(same) == 4 + 8 + 2  # samples, overall, neighbours
+        for name in same:
+            assert np.array_equal(found[name.replace("_tsne_", "_map_")].values, made[name]), name
+        assert found["input_knn_accuracy_overall"].values == made["input_knn_accuracy_overall"]
+        printed = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
+        assert len(printed) == 10
+        for name, value in printed.items():
+            assert value == pytest.approx(float(found[f"{name}_overall"].values), abs=1e-6)
+
+
+def test_audit_tells_a_good_map_from_a_bad_one(tmp_path, blobs):
+    x, _ = blobs
+    np.save(tmp_path / "x.npy", x)
+    scores = []
+    for name, y in (("same", x), ("noise", np.random.default_rng(0).normal(size=(len(x), 2)))):
+        np.save(tmp_path / f"{name}.npy", y)
+        result = values(succeed(tmp_path / f"{name}.nc", "audit", "--input", tmp_path / "x.npy", "--map",
+                                tmp_path / f"{name}.npy"))
+        scores.append([float(result[f"input_map_{m}_overall"]) for m in ("trustworthiness", "continuity", "recall", "cpd")])
+    assert scores[0][:3] == [1, 1, 1] and scores[0][3] == pytest.approx(1)
+    assert abs(scores[1][0] - 0.5) < 0.03 and abs(scores[1][1] - 0.5) < 0.03 and abs(scores[1][3]) < 0.03
+
+
+@pytest.mark.parametrize("words, expected", [
+    (("--map", "{short}"), "short.npy: 600 rows of 2 values, expected a map of the 701 samples"),
+    (("--map", "{nan}"), "nan.npy: sample 3 holds nan"),
+    (("--map", "{none}"), "none.npy"),
+    ((), "--map is missing"),
+    (("--map", "{map}", "--neighbors", 0), "--neighbors 0"),
+    (("--map", "{map}", "--perplexity", 5), "--perplexity: not an option of `cnnscope audit`"),
+])
+def test_wrong_audits_end_in_one_line(tmp_path, blobs, words, expected):
+    files = {name: tmp_path / f"{name}.npy" for name in ("x", "map", "short", "nan", "none")}
+    y = blobs[0][:, :2]
+    for name, array in (("x", blobs[0]), ("map", y), ("short", y[:600]),
+                        ("nan", np.where(np.arange(len(y))[:, None] == 3, np.nan, y))):
+        np.save(files[name], array)
+    refused = run("audit", "--input", files["x"], *(str(w).format(**files) for w in words), "--output",
+                  tmp_path / "r.nc", ranks=2)
+    assert refused.status in (1, 2) and len([line for line in refused.lines if "cnnscope:" in line]) == 1, refused.lines
+    assert expected in refused.lines[-1] and not (tmp_path / "r.nc").exists()
