@@ -431,4 +431,29 @@ typedef struct {
 void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
                    const TsneShape *shape, const TsneStep *step);
 
+/* ---- Neighbours (neighbors.c) ------------------------------------------------------------------------------------
+ * Of this rank's points among all points, which come a piece at a time, in any order. Squared distances, each the sum of
+ * squared differences in one order, the same bits in all functions. "Nearer" is by distance, then by number: there are no
+ * ties, and no result depends on the order of the pieces. Lists are (blocks, entries, 16), blocks of 16 of the rank's
+ * points, the last one padded. Packed points are scaled (k_tsne_pack), so that distances stay below NEIGHBOR_NONE. */
+#define NEIGHBOR_NONE 5e29f
+
+typedef struct {
+    int64_t rows, row_first;       /* this rank's points, and the number of the first of them */
+    int64_t columns, column_first; /* likewise of the piece of all points */
+    int width;                     /* D */
+} NeighborShape;
+
+/* distance (blocks, A, 16) of the points asked for, for those that are in the piece. asked (blocks, A, 16): their numbers,
+ * -1: none. x (rows, D) and columns (columns, D) times scale. */
+void k_neighbors_measure(float *distance, const int32_t *asked, int A, const float *x, const float *columns,
+                         const NeighborShape *shape, float scale);
+
+/* index, distance (blocks, K, 16): the K nearest other points so far, nearest first, of those and the piece; to begin
+ * with INT32_MAX and NEIGHBOR_NONE. nearer (blocks, A, 16) += how many points of the piece are nearer than the one asked
+ * for, whose distance is given. K and A may be 0. x (blocks, D, 16), columns (.., D, 16): packed. */
+void k_neighbors_find(int32_t *index, float *distance, int K, int32_t *nearer, const int32_t *asked,
+                      const float *asked_distance, int A, const float *x, const float *columns,
+                      const NeighborShape *shape);
+
 #endif

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draw the figures of a results file: what the network learned, on a few pages.
 
-    plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf]
+    plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf] [--trust trustworthiness] [--fade]
 
-For each embedded layer its PCA and t-SNE maps by class; the filters and feature maps in the file; for some samples the
+For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; the filters and feature maps in the file; for some samples the
 input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
@@ -43,6 +43,8 @@ CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Y
 MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
 PER_PAGE = 20  # samples
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}  # of a layer; the last of an audit
+MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement")  # of each sample, from 0 to 1
 
 STYLE = {
     "font.size": 9,
@@ -83,7 +85,7 @@ def write(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.file}: holds no sample {min(missing)}, expected {first} to {last} in --samples")
     folder = arguments.output or arguments.file.with_name(f"{arguments.file.stem}_figures")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(ds, arguments.samples):
+    for name, figure in figures(ds, arguments.samples, arguments.trust, arguments.fade):
         for suffix in arguments.format:
             path = folder / f"{name}.{suffix}"
             figure.savefig(path, metadata={"CreationDate": None} if suffix == "pdf" else None)
@@ -105,15 +107,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=numbers, metavar="I,J,...", help="file positions of the samples to show; "
                         "default: the first 8, or with labels the first 4 and the first 4 that are wrong")
     parser.add_argument("--format", type=formats, default=["png", "pdf"], help="png,pdf (default), svg")
+    parser.add_argument("--trust", choices=MEASURES, default=MEASURES[0], help="the measure in the maps of trust; "
+                        "default: %(default)s")
+    parser.add_argument("--fade", action="store_true", help="in the maps by class, points fade as their trust does")
     return parser.parse_args()
 
 
-def figures(ds: xr.Dataset, samples: list[int] | None = None) -> Iterator[tuple[str, Figure]]:
+def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEASURES[0],
+            fade: bool = False) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of everything the file has numbers for, one at a time."""
     for layer in cnnscope.layers(ds):
-        for method in ("pca", "tsne"):
+        for method in METHODS:
             if f"{layer}_{method}" in ds:
-                yield f"{layer}_{method}", scatter(ds, layer, method)
+                trusted = f"{layer}_{method}_{measure}" in ds
+                yield f"{layer}_{method}", scatter(ds, layer, method, fade=measure if fade and trusted else None)
+                if trusted:
+                    yield f"{layer}_{method}_trust", scatter(ds, layer, method, measure=measure)
     if {"label", "prediction"} <= set(ds.variables) and (ds.label >= 0).any():
         yield "confusion", confusion(ds)
     for name in map(str, ds.data_vars):
@@ -145,8 +154,11 @@ def default_samples(ds: xr.Dataset, name: str, count: int = 8) -> list[int]:
 # ---- maps of a layer ------------------------------------------------------------------------------------------------
 
 
-def scatter(ds: xr.Dataset, layer: str, method: str) -> Figure:
-    """PCA or t-SNE of a layer, a point per sample, coloured by label, else by prediction; 3-D where the map is."""
+def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None, fade: str | None = None) -> Figure:
+    """A map of a layer, a point per sample, coloured by label, else by prediction; 3-D where the map is.
+
+    With a measure of trust coloured by that, the least trusted points on top; or faded by one.
+    """
     points = ds[f"{layer}_{method}"].values
     of = next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
     mapped = np.isfinite(points).all(1)  # t-SNE may have been asked for a part of the samples
@@ -156,20 +168,25 @@ def scatter(ds: xr.Dataset, layer: str, method: str) -> Figure:
     points = np.column_stack([points, categories])[:, : max(dimensions, 2)]  # a 1-D map is spread by category
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     ax = figure.add_subplot(projection="3d" if dimensions == 3 else None)
-    draw_points(figure, ax, ds, points, categories, of, named=method == "tsne")
+    if measure:
+        draw_trust(figure, ax, points, ds[f"{layer}_{method}_{measure}"].values[mapped], measure)
+    else:
+        alpha = clear(ds[f"{layer}_{method}_{fade}"].values[mapped]) if fade else None
+        draw_points(figure, ax, ds, points, categories, of, named=method != "pca", alpha=alpha)
     axes = [ax.xaxis, ax.yaxis] if dimensions < 3 else [ax.xaxis, ax.yaxis, ax.zaxis]
     for i, axis in enumerate(axes):
-        axis.set_label_text(f"{'PC' if method == 'pca' else 't-SNE '}{i + 1}" if i < dimensions else of or "")
+        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
     if dimensions == 2:
         ax.set_aspect("equal", adjustable="datalim")
     if dimensions == 3:
         ax.set_box_aspect(None, zoom=1.1)
         for axis in axes:
             axis.set_pane_color("white")
-    details = (pca_details if method == "pca" else tsne_details)(ds, layer, axes[:dimensions])
+    details = {"pca": pca_details, "tsne": tsne_details}.get(method, lambda *_: "as it was given")(
+        ds, layer, axes[:dimensions])
     count = f"{len(points):,}" + (f" of {len(mapped):,}" if not mapped.all() else "")
-    figure.suptitle(f"{'PCA' if method == 'pca' else 't-SNE'} of {layer}\n{count} samples, {details}")
-    if method == "tsne":
+    figure.suptitle(f"{METHODS[method]} of {layer}\n{count} samples, {details}{trust_details(ds, layer, method)}")
+    if method != "pca":
         figure.supxlabel("The sizes of clusters and the distances between them carry no meaning", size=7, color="0.4")
     return figure
 
@@ -189,8 +206,35 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     return f"perplexity {perplexity:g}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
 
 
+def trust_details(ds: xr.Dataset, layer: str, method: str) -> str:
+    """A line for the title, of what the file has."""
+    found = cnnscope.trust(ds, layer, method)
+    words = {"trustworthiness": "trustworthiness", "continuity": "continuity", "recall": "neighbour recall",
+             "cpd": "distance correlation"}
+    texts = [f"{words[name]} {found[name]:.3f}" for name in words if name in found]
+    return "\n" + ", ".join(texts) if texts else ""
+
+
+def draw_trust(figure: Figure, ax: Axes, points: np.ndarray, values: np.ndarray, measure: str) -> None:
+    """Points by one number of each; from the value that 1 % are below, or colours would tell nothing."""
+    known = np.isfinite(values)
+    order = np.flatnonzero(known)[np.argsort(-values[known], kind="stable")]
+    low = float(np.quantile(values[known], 0.01)) if known.any() else 0.0
+    style = {"s": np.clip(60000 / len(points), 2, 25), "linewidths": 0, "rasterized": True}
+    ax.scatter(*points[~known].T, c=NO_LABEL, **style)
+    drawn = ax.scatter(*points[order].T, c=values[order], cmap="plasma", vmin=min(low, 0.999), vmax=1, **style)
+    bar = figure.colorbar(drawn, ax=ax, shrink=0.8, extend="min", pad=0.08 if ax.name == "3d" else 0.02)
+    bar.set_label(measure.replace("_", " "))
+
+
+def clear(values: np.ndarray) -> np.ndarray:
+    """How opaque a point is, by its trust."""
+    low = np.nanquantile(values, 0.01) if np.isfinite(values).any() else 0.0
+    return np.nan_to_num(np.clip((values - low) / max(1 - low, 1e-3), 0, 1), nan=0.0) * 0.65 + 0.05
+
+
 def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray, of: str | None,
-                named: bool) -> None:
+                named: bool, alpha: np.ndarray | None = None) -> None:
     """The points and their key; `named` writes each category at the middle of its points."""
     present = [int(c) for c in np.unique(categories) if c >= 0]
     names = [short(name) for name in cnnscope.category_names(ds, present)]
@@ -207,7 +251,10 @@ def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, ca
     ax.scatter(*points[grey].T, c=NO_LABEL, zorder=1, **style)
     for marker, chosen in (("o", rank < len(HUES)), ("^", rank >= len(HUES))) if not many else (("o", rank >= 0),):
         drawn = order[(chosen & (categories >= 0))[order]]
-        ax.scatter(*points[drawn].T, c=colours[drawn], marker=marker, zorder=2, **style)
+        if not drawn.size:
+            continue
+        faded = style if alpha is None else style | {"alpha": alpha[drawn]}
+        ax.scatter(*points[drawn].T, c=colours[drawn], marker=marker, zorder=2, **faded)
     if many:
         draw_bar(figure, ax, scale, names, of)
     elif of:

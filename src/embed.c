@@ -1,7 +1,8 @@
 /* embed.c: PCA and exact t-SNE of one layer's features, as the options ask. See stages.h.
  *
  *     features ── PCA to max(--pca, axes of the start, --pre-pca) ──> L_pca
- *              └─ the first --pre-pca scores, where the layer is wider ── start ── t-SNE ──> L_tsne
+ *              ├─ the first --pre-pca scores, where the layer is wider ── start ── t-SNE ──> L_tsne
+ *              └─ with both maps ── trust ──> L_pca_..., L_tsne_...
  *
  * One PCA serves all three uses: its leading columns do not depend on how many follow. */
 #include <math.h>
@@ -170,6 +171,8 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     }
 }
 
+static void trust_maps(const Layer *l, const Pca *p, const float *map, const int64_t *keep, Shard shard);
+
 static void map_layer(const Layer *l, const Pca *p) {
     const Options *o = l->job->options;
     int64_t count = l->x->shard.count, *keep = NULL;
@@ -200,6 +203,32 @@ static void map_layer(const Layer *l, const Pca *p) {
     write_tsne(l, &result, positions, shard.total, reduce ? o->pre_pca : 0);
     if (input.rows != l->x->rows)
         matrix_free(&input);
+    trust_maps(l, p, result.map, keep, shard);
+}
+
+/* The first components and the t-SNE map (shard.total, axes), NULL where there is none, against the layer itself. */
+static void trust_maps(const Layer *l, const Pca *p, const float *map, const int64_t *keep, Shard shard) {
+    const Options *o = l->job->options;
+    const int axes = o->tsne == 3 ? 3 : 2;
+    TrustMap maps[2];
+    int count = 0;
+    if (o->neighbors == 0 || (o->pca == 0 && !map))
+        return;
+    if (o->pca > 0)
+        maps[count++] = (TrustMap){"pca", axes == 2 ? "PCA map" : "3-D PCA map",
+                                   matrix_part(&p->scores, keep, shard, o->pca < axes ? o->pca : axes)};
+    if (map) {
+        const size_t row_bytes = (size_t)axes * sizeof(float);
+        Matrix points = {"t-SNE map", shard, axes, dev_alloc((size_t)shard.count * row_bytes)};
+        dev_upload(points.rows, map + shard.first * axes, (size_t)shard.count * row_bytes);
+        maps[count++] = (TrustMap){"tsne", "t-SNE map", points};
+    }
+    Matrix part = keep ? matrix_part(l->x, keep, shard, l->x->width) : *l->x;
+    trust(l->job, l->layer, &part, keep, maps, count);
+    if (keep)
+        matrix_free(&part);
+    while (count-- > 0)
+        matrix_free(&maps[count].points);
 }
 
 int embed_components(const Options *o, int width) {
@@ -238,6 +267,8 @@ void embed(Job *job, const Matrix *features, int node) {
         write_pca(&l, &p, o->pca);
     if (o->tsne > 0)
         map_layer(&l, &p);
+    else
+        trust_maps(&l, &p, NULL, NULL, features->shard);
     if (components > 0)
         matrix_free(&p.scores);
     arena_free(l.arena);

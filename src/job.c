@@ -114,6 +114,8 @@ static void open_data(Job *job) {
         job->images = dataset_open(job->arena, o->images);
     if (o->input)
         job->input = dataset_open(job->arena, o->input);
+    if (o->map)
+        job->map = dataset_open(job->arena, o->map);
     const Dataset *first = job->input ? job->input : job->images;
     if (job->input && job->input->rank < 2)
         die("%s: an array of %d dimension, expected a matrix (N, D)", o->input, job->input->rank);
@@ -127,6 +129,11 @@ static void open_data(Job *job) {
     if (job->input && job->images && job->images->shape[0] != job->input->shape[0])
         die("%s: %lld images, but %s holds %lld samples", o->images, (long long)job->images->shape[0], o->input,
             (long long)job->input->shape[0]);
+    if (job->map && (job->map->rank != 2 || job->map->shape[0] != first->shape[0] || job->map->shape[1] < 1 ||
+                     job->map->shape[1] > 4096))
+        die("%s: %lld rows of %lld values, expected a map of the %lld samples of %s, of at most 4096 dimensions", o->map,
+            (long long)job->map->shape[0], (long long)dataset_row_size(job->map), (long long)first->shape[0],
+            first->spec);
     choose_samples(job, first->shape[0], first->spec);
 }
 
@@ -184,6 +191,8 @@ static void hash_inputs(Job *job) {
         dataset_sha256(job->images_sha256, job->images->path);
     if (o->input)
         dataset_sha256(job->input_sha256, job->input->path);
+    if (o->map)
+        dataset_sha256(job->map_sha256, job->map->path);
     const struct {
         const char *spec;
         char *hex;
@@ -217,6 +226,7 @@ void job_open(Job *job, Options *options) {
     comm_all_ok();
     comm_broadcast(job->images_sha256, sizeof job->images_sha256);
     comm_broadcast(job->input_sha256, sizeof job->input_sha256);
+    comm_broadcast(job->map_sha256, sizeof job->map_sha256);
     comm_broadcast(job->labels_sha256, sizeof job->labels_sha256);
     comm_broadcast(job->predictions_sha256, sizeof job->predictions_sha256);
     comm_broadcast(job->init_sha256, sizeof job->init_sha256);

@@ -12,9 +12,10 @@
 typedef struct {
     Arena *arena; /* of all below */
     Options *options;
-    Model *model;             /* NULL for `embed` */
+    Model *model;             /* NULL for `embed` and `audit` */
     Dataset *images;          /* NULL when not given (`embed`) */
-    Dataset *input;           /* NULL but for `embed` */
+    Dataset *input;           /* NULL but for `embed` and `audit` */
+    Dataset *map;             /* NULL but for `audit` */
     PixelTransform transform; /* of the images */
     int64_t from;             /* file position of the job's sample 0 */
     int64_t step;             /* file positions from one sample to the next: 1, more in a plan's trial */
@@ -24,7 +25,7 @@ typedef struct {
     int64_t categories;    /* outputs of the network, or names given, or labels seen; one output counts as two */
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
-    char images_sha256[65], labels_sha256[65], input_sha256[65], predictions_sha256[65],
+    char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
         init_sha256[65];               /* "" = none */
     const char *labels_key, *init_key; /* what follows the file's name in these specs; rank 0's */
     Output *output;

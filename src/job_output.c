@@ -22,16 +22,20 @@ static void put_globals(Job *job) {
     const struct {
         const char *name, *value;
     } texts[] = {
-        {"title", job->model ? "What a trained network computes for a test set" : "Maps of a feature matrix"},
+        {"title", job->model ? "What a trained network computes for a test set"
+                  : job->map ? "How far a map can be trusted"
+                             : "Maps of a feature matrix"},
         {"Conventions", "CF-1.11, ACDD-1.3"},
         {"summary",
          job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+         : job->map ? "Measures of a map against the features it was made of, one row a sample"
                     : "Principal components and exact t-SNE map, one row a sample"},
         {"source", "cnnscope " CNNSCOPE_VERSION},
         {"version", CNNSCOPE_VERSION},
         {"model_sha256", job->model ? job->model->sha256 : ""},
         {"images_sha256", job->images_sha256},
         {"input_sha256", job->input_sha256},
+        {"map_sha256", job->map_sha256},
         {"labels_sha256", job->labels_sha256},
         {"predictions_sha256", job->predictions_sha256},
         {"init_sha256", job->init_sha256}};
@@ -229,7 +233,7 @@ void job_finish_output(Job *job) {
         const char *name, *value;
     } texts[] = {{"history", text},       {"run_date", date},        {"run_command", o->command_line},
                  {"run_host", host},      {"run_model", o->model},   {"run_images", o->images},
-                 {"run_input", o->input}, {"run_labels", o->labels}, {"run_predictions", o->predictions}};
+                 {"run_input", o->input}, {"run_map", o->map}, {"run_labels", o->labels}, {"run_predictions", o->predictions}};
     comm_broadcast(text, sizeof text); /* attributes are collective: every rank writes rank 0's */
     comm_broadcast(date, sizeof date);
     comm_broadcast(host, sizeof host);

@@ -62,9 +62,12 @@ int main(int argc, char **argv) {
     }
     job_create_output(&job);
     job_open_checkpoint(&job);
-    Layers layers = options.command == COMMAND_EMBED ? matrix_read(&job) : forward(&job);
+    Layers layers = options.command == COMMAND_RUN ? forward(&job) : matrix_read(&job);
     for (int i = 0; i < layers.count; i++) {
-        embed(&job, &layers.features[i], layers.nodes[i]);
+        if (options.command == COMMAND_AUDIT)
+            audit(&job, &layers.features[i]);
+        else
+            embed(&job, &layers.features[i], layers.nodes[i]);
         matrix_free(&layers.features[i]);
     }
     job_finish_output(&job);

@@ -29,8 +29,8 @@ Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int wid
     return to;
 }
 
-static void read_rows(Job *job, const Matrix *m) {
-    DType dtype = job->input->dtype;
+static void read_rows(const Job *job, const Matrix *m, Dataset *from) {
+    DType dtype = from->dtype;
     int64_t row_bytes = m->width * (int64_t)(dtype_bytes(dtype) + sizeof(float)), step = PIECE_BYTES / row_bytes + 1;
     Arena *scratch = arena_new();
     char *raw = arena_alloc(scratch, (uint64_t)(step * m->width), dtype_bytes(dtype), "rows");
@@ -39,12 +39,12 @@ static void read_rows(Job *job, const Matrix *m) {
         int64_t n = m->shard.count - i < step ? m->shard.count - i : step;
         watchdog_tick();
         for (int64_t k = 0, run = job->step == 1 ? n : 1; k < n; k += run)
-            dataset_read(job->input, raw + (size_t)(k * m->width) * dtype_bytes(dtype),
+            dataset_read(from, raw + (size_t)(k * m->width) * dtype_bytes(dtype),
                          job->from + (m->shard.first + i + k) * job->step, run);
         dataset_to_float(rows, raw, dtype, n * m->width);
         for (int64_t k = 0; k < n * m->width; k++)
             if (!isfinite(rows[k]))
-                die("%s: sample %lld has a value beyond float32", job->input->spec,
+                die("%s: sample %lld has a value beyond float32", from->spec,
                     (long long)(job->from + (m->shard.first + i + k / m->width) * job->step));
         dev_upload(m->rows + i * m->width, rows, (size_t)(n * m->width) * sizeof(float));
     }
@@ -93,11 +93,22 @@ Layers matrix_read(Job *job) {
     progress_begin("read", "samples", job->shard.total);
     if (!error_caught()) {
         m->rows = dev_alloc((size_t)job->shard.count * (size_t)width * sizeof(float));
-        read_rows(job, m);
+        read_rows(job, m, job->input);
     }
     comm_all_ok();
     if (job->images)
         copy_images(job);
     progress_end("");
     return (Layers){.count = 1, .features = m, .nodes = node};
+}
+
+Matrix matrix_read_map(const Job *job) {
+    static Matrix map; /* static: it keeps its value over error_caught() */
+    map = (Matrix){.name = "map", .shard = job->shard, .width = (int)job->map->shape[1]};
+    if (!error_caught()) {
+        map.rows = dev_alloc((size_t)(job->shard.count * map.width) * sizeof(float));
+        read_rows(job, &map, job->map);
+    }
+    comm_all_ok();
+    return map;
 }

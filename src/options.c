@@ -4,6 +4,7 @@
  * can change a result (then it becomes an attribute option_NAME of the results file), and its help. */
 #include "options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <math.h>
@@ -37,32 +38,35 @@ typedef struct {
 
 #define FIELD(name) offsetof(Options, name)
 #define BOTH (COMMAND_RUN | COMMAND_EMBED)
+#define ALL (BOTH | COMMAND_AUDIT)
 
 static const Row table[] = {
     {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, COMMAND_RUN | COMMAND_INSPECT, false, "FILE",
      "trained network: .onnx, or .pth/.pt/.safetensors weights of the notebook's CNN"},
     {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH, false, "FILE",
      "IDX, IDX.gz, .npy, .npz:KEY or FILE.nc:VARIABLE; (N,H,W) or (N,C,H,W)"},
-    {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
+    {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED | COMMAND_AUDIT, false, "FILE",
      "matrix (N,D) to embed: .npy, .npz:KEY, .pt:KEY or FILE.nc:VARIABLE"},
-    {"labels", KIND_TEXT, FIELD(labels), NULL, 0, 0, BOTH, false, "FILE",
+    {"map", KIND_TEXT, FIELD(map), NULL, 0, 0, COMMAND_AUDIT, false, "FILE",
+     "of `audit`: the map (N,A) of the matrix, by whatever made it; the same formats"},
+    {"labels", KIND_TEXT, FIELD(labels), NULL, 0, 0, ALL, false, "FILE",
      "integers (N), the same formats or FILE.csv:COLUMN; -1 = no label"},
     {"predictions", KIND_TEXT, FIELD(predictions), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
      "predicted categories (N), formats as for --labels"},
-    {"category-names", KIND_TEXT, FIELD(category_names), NULL, 0, 0, BOTH, false, "FILE", "one name a line"},
-    {"sample-names", KIND_TEXT, FIELD(sample_names), NULL, 0, 0, BOTH, false, "FILE",
+    {"category-names", KIND_TEXT, FIELD(category_names), NULL, 0, 0, ALL, false, "FILE", "one name a line"},
+    {"sample-names", KIND_TEXT, FIELD(sample_names), NULL, 0, 0, ALL, false, "FILE",
      "one name a line, one line a sample of the file"},
-    {"output", KIND_TEXT, FIELD(output), NULL, 0, 0, BOTH, false, "FILE", "netCDF file to write"},
+    {"output", KIND_TEXT, FIELD(output), NULL, 0, 0, ALL, false, "FILE", "netCDF file to write"},
     {"dot", KIND_TEXT, FIELD(dot), NULL, 0, 0, COMMAND_INSPECT, false, "FILE",
      "of `inspect`: the graph for Graphviz (dot -Tsvg FILE > graph.svg)"},
-    {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, BOTH | COMMAND_INSPECT, false, NULL,
+    {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, ALL | COMMAND_INSPECT, false, NULL,
      "replace an existing file"},
     {"layout", KIND_TEXT, FIELD(layout), "NCHW", 0, 0, BOTH, true, "NCHW|NHWC", "order of the images' dimensions"},
     {"scale", KIND_DOUBLE, FIELD(scale), NULL, 0, HUGE_VAL, COMMAND_RUN, true, "S",
      "x = (pixel * S - mean) / std; default 1/255 for uint8, 1 for floats"},
     {"mean", KIND_LIST, FIELD(mean), "0", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
     {"std", KIND_LIST, FIELD(std), "1", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
-    {"samples", KIND_TEXT, FIELD(samples), "all", 0, 0, BOTH, true, "N|A:B|all",
+    {"samples", KIND_TEXT, FIELD(samples), "all", 0, 0, ALL, true, "N|A:B|all",
      "the first N, or file positions A to B (without B)"},
     {"logits-node", KIND_TEXT, FIELD(logits_node), NULL, 0, 0, COMMAND_RUN, true, "NAME",
      "node of the .onnx file taken as the output; default: its own, before a final softmax"},
@@ -89,6 +93,10 @@ static const Row table[] = {
     {"init", KIND_TEXT, FIELD(init), "pca", 0, 0, BOTH, true, "pca|random|FILE",
      "start of t-SNE; FILE: (N,2) or (N,3)"},
     {"seed", KIND_INT64, FIELD(seed), "0", 0, 9e15, BOTH, true, "S", "of random starts and subsets"},
+    {"neighbors", KIND_INT, FIELD(neighbors), "15", 0, 1000, ALL, true, "K",
+     "of each sample, for measures of how far its maps can be trusted; 0 = no measures"},
+    {"keep-neighbors", KIND_FLAG, FIELD(keep_neighbors), NULL, 0, 0, ALL, false, NULL,
+     "who they are, and their distances, into the file"},
     {"attribution", KIND_LIST, FIELD(attribution), NULL, 0, 0, COMMAND_RUN, true, "M[:L][,...]",
      "saliency (default), gradcam, gradcam:LAYER, none"},
     {"feature-maps", KIND_LIST, FIELD(feature_maps), NULL, 0, 0, COMMAND_RUN, true, "L[:A:B][,...]",
@@ -97,10 +105,10 @@ static const Row table[] = {
      "weights of convolutions; default: the first; none"},
     {"keep-maps", KIND_TEXT, FIELD(keep_maps), NULL, 0, 0, COMMAND_RUN, true, "all|chosen|none",
      "images and attribution maps kept; default: all while a variable is under 2 GiB, else chosen"},
-    {"batch", KIND_INT, FIELD(batch), "8", 1, 65536, BOTH, false, "N", "samples computed together; changes no result"},
-    {"threads", KIND_INT, FIELD(threads), NULL, 1, 4096, BOTH, false, "N",
+    {"batch", KIND_INT, FIELD(batch), "8", 1, 65536, ALL, false, "N", "samples computed together; changes no result"},
+    {"threads", KIND_INT, FIELD(threads), NULL, 1, 4096, ALL, false, "N",
      "per rank; default: this node's cores / its ranks"},
-    {"compress", KIND_INT, FIELD(compress), "0", 0, 9, BOTH, false, "LEVEL",
+    {"compress", KIND_INT, FIELD(compress), "0", 0, 9, ALL, false, "LEVEL",
      "of the output file, 1 to 9 (deflate with shuffle); 0 = none"},
     {"plan", KIND_COUNT, FIELD(plan), NULL, 1, 1000000, BOTH, false, "[=R]",
      "only tell memory, time and size of the run on R ranks (of this job's, without =R)"},
@@ -112,7 +120,7 @@ static const Row table[] = {
      "stop after S seconds, with the work in --checkpoint, and exit with status 99"},
     {"watchdog", KIND_INT, FIELD(watchdog), "600", 0, 1000000000, BOTH, false, "S",
      "end a job that makes no progress for S seconds; 0 = never"},
-    {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, BOTH, false, NULL, "no progress lines"},
+    {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, ALL, false, NULL, "no progress lines"},
 };
 
 /* Measured, with momentum and learning rate of src/tsne.c: see README. */
@@ -125,9 +133,10 @@ static const char usage[] =
     "set, as one MPI job, into one netCDF file.\n\n"
     "  mpirun -n R cnnscope --model FILE --images FILE [--labels FILE] --output FILE.nc [options]\n"
     "  mpirun -n R cnnscope embed --input FILE --output FILE.nc [--labels FILE] [options]\n"
+    "  mpirun -n R cnnscope audit --input FILE --map FILE --output FILE.nc [--labels FILE] [options]\n"
     "  cnnscope inspect --model FILE [--dot FILE.dot]\n"
     "Under Slurm: srun --mpi=pmix in place of mpirun -n R.\n\n"
-    "Options (those marked e are known to `embed` too, those marked E only to it):\n";
+    "Options (e: of `embed` too; a: of `embed` and `audit` too; capitals: only of these):\n";
 
 static void print_help(void) {
     fputs(usage, stdout);
@@ -135,8 +144,9 @@ static void print_help(void) {
         char left[64];
         snprintf(left, sizeof left, "--%s%s%s", table[i].name, table[i].kind == KIND_COUNT ? "" : " ",
                  table[i].value ? table[i].value : "");
-        const char *mark = table[i].commands == COMMAND_EMBED ? "E" : table[i].commands & COMMAND_EMBED ? "e" : " ";
-        printf("  %s %-31s %s", mark, left, table[i].help);
+        const int commands = table[i].commands, both = COMMAND_EMBED | COMMAND_AUDIT;
+        const char mark = (commands & both) == both ? 'a' : commands & COMMAND_EMBED ? 'e' : ' ';
+        printf("  %c %-31s %s", commands & COMMAND_RUN ? mark : toupper(mark), left, table[i].help);
         if (table[i].initial)
             printf(" (%s)", table[i].initial);
         putchar('\n');
@@ -249,12 +259,16 @@ static void need(const char *value, const char *option) {
 }
 
 static void check(Options *o) {
-    if (o->command != COMMAND_EMBED)
+    if (o->command == COMMAND_RUN || o->command == COMMAND_INSPECT)
         need(o->model, "model");
     if (o->command == COMMAND_RUN)
         need(o->images, "images");
-    if (o->command == COMMAND_EMBED)
+    if (o->command == COMMAND_EMBED || o->command == COMMAND_AUDIT)
         need(o->input, "input");
+    if (o->command == COMMAND_AUDIT)
+        need(o->map, "map");
+    if (o->command == COMMAND_AUDIT && o->neighbors == 0)
+        die_usage("--neighbors 0: expected at least 1: there is nothing else to do");
     if (o->command != COMMAND_INSPECT)
         need(o->output, "output");
     if (o->max_time && !o->checkpoint)
@@ -309,8 +323,10 @@ void options_parse(Options *options, int argc, char **argv) {
             options->command = COMMAND_EMBED;
         else if (strcmp(argv[1], "inspect") == 0)
             options->command = COMMAND_INSPECT;
+        else if (strcmp(argv[1], "audit") == 0)
+            options->command = COMMAND_AUDIT;
         else
-            die_usage("%s: unknown command; expected embed, inspect, or options (see cnnscope --help)", argv[1]);
+            die_usage("%s: unknown command; expected embed, audit, inspect, or options (see cnnscope --help)", argv[1]);
     }
     opterr = 0;
     optind = first;
@@ -330,6 +346,8 @@ void options_parse(Options *options, int argc, char **argv) {
         iterations_given |= row->field == FIELD(max_iter);
         exaggeration_given |= row->field == FIELD(exaggeration_iter);
     }
+    if (options->command == COMMAND_AUDIT)
+        options->pca = options->tsne = 0; /* it makes no maps */
     if (strcmp(options->schedule, "fast") == 0) {
         options->max_iter = iterations_given ? options->max_iter : FAST_ITERATIONS;
         options->exaggeration_iter = exaggeration_given ? options->exaggeration_iter : FAST_EXAGGERATION_ITERATIONS;

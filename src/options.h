@@ -10,7 +10,7 @@
 enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
 enum { PLAN_THESE_RANKS = -1 };
 
-typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4 } Command;
+typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4, COMMAND_AUDIT = 8 } Command;
 
 typedef struct {
     int count;
@@ -20,7 +20,7 @@ typedef struct {
 typedef struct {
     Command command;
 
-    const char *model, *images, *input, *labels, *predictions,
+    const char *model, *images, *input, *map, *labels, *predictions,
         *output; /* files and specs (dataset.h); NULL: not given */
     const char *category_names, *sample_names;
     const char *layout; /* "NCHW" or "NHWC" */
@@ -45,6 +45,8 @@ typedef struct {
     double learning_rate; /* 0: auto */
     const char *init;     /* "pca", "random" or a file */
     int64_t seed;
+    int neighbors; /* of the measures of trust; 0 = none */
+    bool keep_neighbors;
 
     const char *dot; /* of `inspect`; NULL: not wanted */
 

@@ -30,8 +30,9 @@ typedef struct {
  * where not all maps are kept). */
 Layers forward(Job *job);
 
-/* The matrix of `cnnscope embed` in place of a network. Writes the images, where given. */
+/* The matrix of `cnnscope embed` and `audit` in place of a network. Writes the images, where given. */
 Layers matrix_read(Job *job);
+Matrix matrix_read_map(const Job *job); /* that of `audit --map` */
 
 void matrix_free(Matrix *matrix);
 
@@ -134,5 +135,20 @@ typedef struct {
  * gets the state of the descent now and then, and the result; from a state the affinities are computed once more, from a
  * result nothing is. */
 void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
+
+/* ---- Trust (trust.c) -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *name, *title; /* in names of variables and in words: "tsne", "t-SNE map" */
+    Matrix points;            /* sharded like what it is a map of */
+} TrustMap;
+
+/* How far the maps of x can be trusted, each sample and on the whole, into the results file as LAYER_MAP_...; nothing with
+ * --neighbors 0. x: the rows `keep` of this rank's samples (ascending; NULL: all). At most two maps. All pairs of points;
+ * the same bits for any number of ranks. */
+void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
+
+/* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
+void audit(Job *job, const Matrix *features);
 
 #endif

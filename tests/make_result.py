@@ -1,7 +1,7 @@
 """A small synthetic results file, laid out as the program's own, for the tests of scripts/.
 
     make_result.py FILE.nc [--classes 10] [--axes 2] [--channels 1] [--samples 400] [--unlabelled 0.0]
-                           [--unmapped 0] [--no-labels] [--chosen] [--names] [--embed] [--status complete]
+                           [--unmapped 0] [--no-labels] [--chosen] [--names] [--embed] [--trust] [--status complete]
 
 The numbers are made up (a blurred pattern per class, Gaussian clusters); what can be checked holds: PCA is the PCA
 of the logits, maps are scaled to 0..1 and the bounds give `raw_saliency` below, predictions are the largest logit.
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.0, labels=True, chosen=False,
-                names=False, embed=False, unmapped=0, status="complete"):
+                names=False, embed=False, unmapped=0, trust=False, status="complete"):
     """Write the file; returns the arrays behind it for comparison."""
     rng = np.random.default_rng(7)
     truth = {}
@@ -38,6 +38,8 @@ def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.
         layer = "input" if embed else "logits"
         add_embedding(nc, rng, layer, truth["logits"], axes)
         nc[f"{layer}_tsne"][:unmapped] = np.nan
+        if trust:
+            truth["trust"] = add_trust(nc, rng, layer, samples, unmapped)
         if not embed:
             add_network(nc, rng, truth, channels, chosen)
         if status is not None:
@@ -94,6 +96,16 @@ def add_embedding(nc, rng, layer, x, axes):
     add(nc, f"{layer}_tsne_kl", "", np.float64(1.25))
 
 
+def add_trust(nc, rng, layer, samples, unmapped):
+    """Measures of the t-SNE map, made up; (samples) of trustworthiness."""
+    values = 1 - rng.random(samples).astype(np.float32) ** 3
+    values[:unmapped] = np.nan
+    for measure in ("trustworthiness", "recall"):
+        add(nc, f"{layer}_tsne_{measure}", "sample", values)
+        add(nc, f"{layer}_tsne_{measure}_overall", "", np.nanmean(values, dtype=np.float64))
+    return values
+
+
 def add_scaled(nc, name, dims, values):
     flat = values.reshape(len(values), -1)
     low, high = flat.min(1), flat.max(1)
@@ -131,6 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--unmapped", type=int, default=0)
     parser.add_argument("--status", default="complete")
     parser.add_argument("--no-labels", dest="labels", action="store_false")
-    for option in ("chosen", "names", "embed"):
+    for option in ("chosen", "names", "embed", "trust"):
         parser.add_argument(f"--{option}", action="store_true")
     make_result(**vars(parser.parse_args()))

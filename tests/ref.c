@@ -528,3 +528,20 @@ void ref_tsne_forces(double *repulsion, double *attraction, double *totals, cons
         }
     }
 }
+
+void ref_neighbors(double *distance, int32_t *place, const float *x, int N, int D) {
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) {
+            distance[i * N + j] = 0;
+            for (int k = 0; k < D; k++)
+                distance[i * N + j] += pow((double)x[i * D + k] - (double)x[j * D + k], 2);
+        }
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) {
+            place[i * N + j] = 0;
+            for (int k = 0; k < N; k++) {
+                const double own = distance[i * N + j], other = distance[i * N + k];
+                place[i * N + j] += k != i && (other < own || (other == own && k < j));
+            }
+        }
+}

@@ -42,4 +42,8 @@ void ref_graph_backward(double **gradients, double *const *values, const Graph *
 void ref_tsne_forces(double *repulsion, double *attraction, double *totals, const float *y, const double *p, int N,
                      int A);
 
+/* Squared distances (N, N) of points x (N, D); and of point i the place of each point j among the others, from 0, by
+ * distance and number (N, N). */
+void ref_neighbors(double *distance, int32_t *place, const float *x, int N, int D);
+
 #endif

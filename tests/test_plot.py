@@ -22,12 +22,12 @@ NETWORK = ["logits_pca", "logits_tsne", "confusion", "conv1_filters", "conv2_fil
 SAMPLES = ["saliency", "gradcam"]
 
 
-def draw(path, shown=None, **kind):
+def draw(path, shown=None, measure="trustworthiness", fade=False, **kind):
     """(truth, dataset, {name: figure}) of a synthetic file; every figure is rendered once."""
     truth = make_result(path / "a.nc", **kind)
     ds = cnnscope.open_result(path / "a.nc")
     with plot.matplotlib.rc_context(plot.STYLE):
-        drawn = dict(plot.figures(ds, shown))
+        drawn = dict(plot.figures(ds, shown, measure, fade))
         for figure in drawn.values():
             figure.savefig(io.BytesIO(), format="png", dpi=40)
     return truth, ds, drawn
@@ -92,6 +92,32 @@ def test_a_map_of_a_part_of_the_samples(tmp_path):
     np.testing.assert_array_equal(points(drawn["input_tsne"])[0], np.sort(ds.input_tsne.values[20:], 0))
     assert "40 of 60 samples" in drawn["input_tsne"].get_suptitle()
     assert "\n60 samples" in drawn["input_pca"].get_suptitle()
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("measure", ["trustworthiness", "recall"])
+def test_maps_of_trust(tmp_path, axes, measure):
+    """In the titles, and a figure of each map that has the measure: its colours, the least trusted points on top."""
+    truth, ds, drawn = draw(tmp_path, measure=measure, trust=True, axes=axes, unmapped=20, samples=120, embed=True)
+    assert list(drawn) == ["input_pca", "input_tsne", "input_tsne_trust"] + ["confusion"]
+    mean = np.nanmean(truth["trust"], dtype=float)
+    for name in ("input_tsne", "input_tsne_trust"):
+        line = drawn[name].get_suptitle().splitlines()[2]
+        assert line == f"trustworthiness {mean:.3f}, neighbour recall {mean:.3f}"
+    assert len(drawn["input_pca"].get_suptitle().splitlines()) == 2
+    shown = drawn["input_tsne_trust"].axes[0].collections[-1]
+    np.testing.assert_array_equal(shown.get_array(), np.sort(truth["trust"][20:])[::-1])
+    np.testing.assert_array_equal(points(drawn["input_tsne_trust"])[0], np.sort(ds.input_tsne.values[20:], 0))
+    assert drawn["input_tsne_trust"].axes[1].get_ylabel() == measure
+
+
+def test_points_fade_with_their_trust(tmp_path):
+    truth, ds, drawn = draw(tmp_path, trust=True, fade=True, classes=1, samples=80)
+    shown = drawn["logits_tsne"].axes[0].collections[-1]
+    place = {tuple(p): t for p, t in zip(ds.logits_tsne.values.tolist(), truth["trust"])}
+    trust = np.array([place[tuple(p)] for p in shown.get_offsets().astype(np.float32).tolist()])
+    alpha = np.array(shown.get_alpha())
+    assert (np.diff(alpha[np.argsort(trust)]) >= 0).all() and alpha.min() < 0.1 and alpha.max() > 0.6
 
 
 def test_hundred_classes(tmp_path):

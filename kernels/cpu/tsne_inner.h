@@ -1,4 +1,4 @@
-/* tsne_inner.h: the innermost loops of t-SNE, chosen once for the machine's vectors. See tsne_inner.c.
+/* tsne_inner.h: the innermost loops of t-SNE and of neighbours, chosen once for the machine's vectors. See tsne_inner.c.
  *
  * Legend: N points, D dimensions, A axes of the map, 16 rows of a block as lanes. A window array repeats its 16 columns,
  * so that 16 floats from place s on are the columns (l + s) modulo 16 that diagonal s pairs with lanes l. */
@@ -51,6 +51,13 @@ typedef struct {
      * rows (TSNE_ROW_NUMBERS, 16), of its columns (.., TSNE_WINDOW). */
     int (*select)(uint16_t *mask, float *value, TsneCellSums *sums, const float *d, const float *rows,
                   const float *columns, float least, float p_scale);
+    /* Of neighbours. distance (16): of 16 points x[l] (D) from columns[l] (D), times scale, the bits of `distances`. */
+    void (*measure)(float *distance, const float *const *x, const float *const *columns, int D, float scale);
+    /* index, distance (K, 16), nearest first: of those and of n points numbered from `first`, at distances d (n, 16). */
+    void (*keep_nearest)(int32_t *index, float *distance, int K, const float *d, int n, int32_t first);
+    /* nearer (A, 16) += how many of those n points are nearer than point `asked` (A, 16) at asked_distance (A, 16). */
+    void (*count_nearer)(int32_t *nearer, const int32_t *asked, const float *asked_distance, int A, const float *d, int n,
+                         int32_t first);
 } TsneInner;
 
 const TsneInner *tsne_inner(void);
