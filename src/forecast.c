@@ -32,7 +32,7 @@ enum {
     ITERATIONS = 12,
     WRITTEN_BYTES = 64 << 20,
 };
-static const double FEATURE_BYTES = 256 << 20, TRIAL_SECONDS = 1.5, PERPLEXITY_LEAST = 2;
+static const double FEATURE_BYTES = 256 << 20, TRIAL_SECONDS = 1.5, PERPLEXITY_LEAST = 2, TRUST_WORK = 6e9;
 
 static void plan_network(Forecast *f, Arena *arena);
 static Layers try_samples(Forecast *f, Arena *arena);
@@ -44,6 +44,7 @@ static Matrix part_for_pca(const Forecast *f, Arena *arena, const Matrix *x);
 static Matrix even_part(Arena *arena, const Matrix *x, double most, int width);
 static double points_that_fit(int64_t points);
 static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x);
+static void try_trust(Forecast *f, LayerTrial *l, const Matrix *x, const Matrix *scores);
 static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points);
 static void random_points(Matrix *points, Arena *arena, int64_t count, int width);
 static void run_tsne(TsneResult *result, LayerTrial *l, const Forecast *f, const Matrix *points, double perplexity);
@@ -208,6 +209,8 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
         f->result_bytes += total * o->tsne * 4 + 8 + o->max_iter / 50 * 12;
         try_tsne(f, l, reduced ? &p.scores : &tried);
     }
+    if (o->neighbors > 0 && (o->pca > 0 || o->tsne > 0))
+        try_trust(f, l, &tried, o->pca > 0 ? &p.scores : NULL);
     if (l->components > 0)
         matrix_free(&p.scores);
     if (tried.rows != x->rows)
@@ -282,6 +285,34 @@ static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x) {
     l->points = points.shard.total;
     l->trial_cells = (double)result.affinities.cells;
     matrix_free(&points);
+    arena_free(arena);
+}
+
+/* The measures of the layer's maps; any numbers do in the place of a t-SNE map. */
+static void try_trust(Forecast *f, LayerTrial *l, const Matrix *x, const Matrix *scores) {
+    const Options *o = f->job->options;
+    const int axes = o->tsne == 3 ? 3 : 2;
+    const double most = fmin((double)f->mapped, sqrt(TRUST_WORK / (x->width + 100)));
+    Arena *arena = arena_new();
+    TrustMap maps[2];
+    Matrix part = even_part(arena, x, most, x->width);
+    if (scores)
+        maps[l->judged_maps++] =
+            (TrustMap){"pca", "PCA map", even_part(arena, scores, most, scores->width < axes ? scores->width : axes)};
+    if (o->tsne > 0)
+        maps[l->judged_maps++] =
+            (TrustMap){"tsne", "t-SNE map", even_part(arena, x, most, x->width < axes ? x->width : axes)};
+    Job job = *f->job;
+    job.shard = part.shard;
+    job.output = output_count();
+    progress_forget();
+    trust(&job, "trial", &part, NULL, maps, l->judged_maps);
+    l->judged = part.shard.total;
+    l->trust_seconds = seconds_of("trust trial");
+    f->result_bytes += (double)output_counted(job.output) * (double)f->job->shard.total / (double)l->judged;
+    for (int i = 0; i < l->judged_maps; i++)
+        matrix_free(&maps[i].points);
+    matrix_free(&part);
     arena_free(arena);
 }
 

@@ -18,6 +18,9 @@ typedef struct {
     double trial_cells;
     double gather_seconds, affinity_seconds;                                    /* of the trial */
     double repulsion_seconds, attraction_seconds, update_seconds, comm_seconds; /* of one iteration of it */
+    int64_t judged;       /* points of the trial of trust; 0: it is not asked for */
+    int judged_maps;      /* maps it measures */
+    double trust_seconds; /* of the trial */
 } LayerTrial;
 
 typedef struct {

@@ -32,6 +32,7 @@ typedef struct {
 
 static void fill(Sheet *sheet, const Forecast *f, int rank, int ranks);
 static void fill_layer(Sheet *sheet, const Forecast *f, int layer, int rank, int ranks);
+static void fill_tsne(Sheet *sheet, const Forecast *f, int layer, int rank, int ranks, double *own);
 static void add(Sheet *sheet, double value, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static void stage_needs(Sheet *sheet, const char *stage, const char *layer, double host, double device);
 static TsneTileSize share_of(const LayerTrial *l, int ranks);
@@ -123,7 +124,7 @@ static void fill(Sheet *sheet, const Forecast *f, int rank, int ranks) {
     }
 }
 
-/* One layer's maps: the PCA, whose scores stay; then the points that t-SNE maps, its start, and itself. */
+/* One layer's maps: the PCA, whose scores stay; t-SNE; the measures of both. */
 static void fill_layer(Sheet *sheet, const Forecast *f, int layer, int rank, int ranks) {
     const LayerTrial *l = &f->layers[layer];
     const Options *o = f->job->options;
@@ -139,8 +140,26 @@ static void fill_layer(Sheet *sheet, const Forecast *f, int layer, int rank, int
         own += (double)l->width * l->components * sizeof(double);
         own += o->pca > 0 ? scores + rows * o->pca * sizeof(float) : 0;
     }
+    fill_tsne(sheet, f, layer, rank, ranks, &own);
+    if (l->judged == 0)
+        return;
+    const double points = ceil((double)f->mapped / ranks);
+    double copies = points * l->judged_maps * 3 * sizeof(float); /* of maps, at most */
+    if (f->mapped < f->job->shard.total)
+        copies += points * l->width * sizeof(float);
+    const double bytes = trust_bytes((int64_t)points, f->mapped, l->width, l->judged_maps, o->neighbors);
+    add(sheet, bytes, "host_bytes_trust_%s", l->key);
+    stage_needs(sheet, "trust", l->key, own + bytes, scores + copies);
+}
+
+/* The points that t-SNE maps, its start, and itself. */
+static void fill_tsne(Sheet *sheet, const Forecast *f, int layer, int rank, int ranks, double *own) {
+    const LayerTrial *l = &f->layers[layer];
+    const Options *o = f->job->options;
     if (l->map_width == 0)
         return;
+    const double rows = (double)shard_of(f->job->shard.total, o->batch, rank, ranks).count;
+    const double scores = rows * l->components * sizeof(float);
     const double mapped = (double)f->mapped, own_points = ceil(mapped / ranks);
     const bool copied = l->map_width < l->width || f->mapped < f->job->shard.total;
     const double points = copied ? own_points * l->map_width * sizeof(float) : 0;
@@ -151,11 +170,11 @@ static void fill_layer(Sheet *sheet, const Forecast *f, int layer, int rank, int
     add(sheet, points + t.making, "device_bytes_tsne_search_%s", l->key);
     add(sheet, t.affinities, "device_bytes_tsne_affinities_%s", l->key);
     add(sheet, t.descent, "device_bytes_tsne_descent_%s", l->key);
-    own += start + t.order;
-    const double device = scores + points;
-    stage_needs(sheet, "gathering", l->key, own + t.gathering, device);
-    stage_needs(sheet, "affinities", l->key, own, device + t.affinities + t.making);
-    stage_needs(sheet, "tsne", l->key, own, device + t.affinities + t.descent);
+    *own += start;
+    const double host = *own + t.order, device = scores + points;
+    stage_needs(sheet, "gathering", l->key, host + t.gathering, device);
+    stage_needs(sheet, "affinities", l->key, host, device + t.affinities + t.making);
+    stage_needs(sheet, "tsne", l->key, host, device + t.affinities + t.descent);
 }
 
 static void add(Sheet *sheet, double value, const char *format, ...) {
@@ -254,9 +273,12 @@ static double print_layer_seconds(const Forecast *f, const LayerTrial *l, int ra
     double total = 0;
     if (l->components > 0)
         total += put_seconds(l->pca_seconds + rows * l->pca_row_seconds, "pca_%s", l->key);
+    const double size = comm_size(), work = size / ranks, judged = (double)f->mapped / (double)(l->judged + !l->judged);
+    if (l->judged > 0)
+        total += put_seconds(l->trust_seconds * judged * judged * work, "trust_%s", l->key);
     if (l->map_width == 0)
         return total;
-    const double size = comm_size(), points = (double)f->mapped / (double)l->points, work = size / ranks;
+    const double points = (double)f->mapped / (double)l->points;
     const double tiles = (double)k_tsne_tiles(f->mapped) / (double)k_tsne_tiles(l->points);
     const double iterations = o->max_iter + 1;
     const double repulsion = iterations * l->repulsion_seconds * tiles * work;

@@ -148,6 +148,9 @@ typedef struct {
  * the same bits for any number of ranks. */
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
 
+/* Bytes of memory that takes at most at one time on the first rank, which has `rows` of the mapped samples. */
+double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors);
+
 /* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
 void audit(Job *job, const Matrix *features);
 

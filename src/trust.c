@@ -24,6 +24,7 @@ enum {
 };
 
 static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count);
+static int pairs_per_row(int64_t N);
 static void gather_labels(Trust *t);
 static void judge_map(Trust *t, int map);
 static void judge_labels(Trust *t, int space);
@@ -50,12 +51,26 @@ void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, co
     free_trust(&t);
 }
 
+/* While the distances of pairs are brought together in the last space; or, on the first rank, while they are sorted. */
+double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors) {
+    const double n = (double)rows, N = (double)total, each = pairs_per_row(total), spaces = 1 + maps, number = 4;
+    const double lists = n * neighbors * number * (5 * maps + 2 + 4 * spaces + maps), pairs = spaces * (n + N) * each;
+    const double packed = n * (width + 3.0 * maps) * number;
+    const double passing = fmin(64 << 20, N * width * number) + 3 * fmin(64 << 20, n * width * number);
+    const double gathering = 2 * n * each + N * each, sorting = 5 * N * each;
+    return lists + packed + pairs * number + fmax(fmax(gathering, sorting) * number, 2 * n * each * number + passing);
+}
+
+static int pairs_per_row(int64_t N) {
+    return (int)(N <= PAIRS_ALL ? N / 2 : (PAIRS_SAMPLED + N - 1) / N);
+}
+
 static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
     const int64_t N = x->shard.total;
     t->neighbors = t->job->options->neighbors < N ? t->job->options->neighbors : (int)N - 1;
     t->recalled = t->neighbors < RECALLED ? t->neighbors : RECALLED;
     t->all_pairs = N <= PAIRS_ALL;
-    t->pairs_per_row = (int)(t->all_pairs ? N / 2 : (PAIRS_SAMPLED + N - 1) / N);
+    t->pairs_per_row = pairs_per_row(N);
     t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->firsts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     t->counts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
