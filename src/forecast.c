@@ -94,6 +94,7 @@ void forecast(Job *job) {
 static void plan_network(Forecast *f, Arena *arena) {
     Job *job = ARENA_ARRAY(arena, Job, 1, "a job"); /* stays: the passes know it */
     *job = *f->job;
+    job->shard = (Shard){.total = job->shard.total, .count = job->shard.total}; /* rounds as large as they may be */
     job->output = output_count();
     f->network = forward_plan(arena, job);
     f->forward_bytes = (double)output_counted(job->output);
@@ -101,12 +102,12 @@ static void plan_network(Forecast *f, Arena *arena) {
         f->chosen = f->network.second->shard.total;
     malloc_trim(0);
     const int64_t before = arena_process_bytes(false);
-    pass_plan(f->network.first, job->shard.total);
+    pass_plan(f->network.first);
     f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
     f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
     graph_plan_free(f->network.first->plan);
     if (f->network.second) {
-        pass_plan(f->network.second, f->chosen);
+        pass_plan(f->network.second);
         f->lane_bytes =
             fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
         graph_plan_free(f->network.second->plan);

@@ -278,7 +278,8 @@ ForwardPlan forward_plan(Arena *arena, Job *job) {
     if (!error_caught()) {
         plan.first = first_pass(arena, job, &plan.layers, &methods, &count, &plan.kept);
         if (strcmp(plan.kept, "chosen") == 0) {
-            plan.second = pass_new(arena, job, (Shard){.total = attribution_most_chosen(job)}, NULL);
+            const int64_t most = attribution_most_chosen(job);
+            plan.second = pass_new(arena, job, (Shard){.total = most, .count = most}, NULL);
             want_maps(plan.second, methods, count, "map_sample");
         }
     }

@@ -51,12 +51,13 @@ size_t pass_round_bytes(const Pass *pass, int64_t samples) {
     return bytes;
 }
 
-void pass_plan(Pass *pass, int64_t most) {
+void pass_plan(Pass *pass) {
     const Graph *graph = pass->job->model->graph;
     size_t bytes = pixel_bytes_of(pass);
     for (int i = 0; i < pass->stream_count; i++)
         bytes += pass->streams[i].row_bytes;
-    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch);
+    int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch), most = pass->shard.count;
+    comm_max_int64(&most, 1);
     pass->lanes = lane_count();
     if (batches < pass->lanes)
         batches = pass->lanes;
@@ -76,9 +77,7 @@ void pass_plan(Pass *pass, int64_t most) {
 static void pass_memory(Pass *pass) {
     Job *job = pass->job;
     const Graph *graph = job->model->graph;
-    int64_t most = pass->shard.count;
-    comm_max_int64(&most, 1);
-    pass_plan(pass, most);
+    pass_plan(pass);
     for (int i = 0; i < pass->stream_count; i++)
         pass->streams[i].rows =
             arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");

@@ -53,9 +53,9 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
 /* Host bytes that a round of so many samples touches. */
 size_t pass_round_bytes(const Pass *pass, int64_t samples);
 
-/* What pass_run does first, `most` samples on the fullest rank: chooses lanes, rounds and the memory plan (pass->plan, to
- * be freed by graph_plan_free). Allocates nothing else. */
-void pass_plan(Pass *pass, int64_t most);
+/* What pass_run does first: chooses lanes, rounds and the memory plan (pass->plan, to be freed by graph_plan_free), and
+ * allocates nothing else. Collective. */
+void pass_plan(Pass *pass);
 
 /* Collective. Computes and writes all that was asked for, as the stage `name`. all_logits (shard.count, outputs) or
  * NULL: where the logits are kept as well. */
