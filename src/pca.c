@@ -106,7 +106,8 @@ double pca_bytes(int64_t rows, int64_t total, int width, int components) {
     else
         solving = (15 + 7) * block * D * number + n * block * number; /* pca_wide.c: the solver's; a product's */
     const double scores = K_at_once * D * number + 2 * n * K_at_once * number + 2 * n * K * sizeof(float);
-    return (double)k_covariance_scratch() + K * D * number + fmax(solving, scores);
+    const double scratch = (double)k_covariance_scratch() * fmin(D / 256, 1); /* narrow layers touch part of it only */
+    return scratch + K * D * number + fmax(solving, scores);
 }
 
 double pca_noise(int width) {

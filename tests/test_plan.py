@@ -1,6 +1,6 @@
 """--plan: what it says of memory, time and size, against runs; what it refuses. And what an install holds.
 
-Times are compared with a run of the same minute, three times at most: other work on the machine slows one of the two.
+Times are compared with a run of the same minute, three times at most, and where the cores have other work not at all.
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def test_against_a_run(inputs, tmp_path, job, ranks):
         attributes = read(succeed(tmp_path / "r.nc", *words, ranks=ranks))[1]
         (tmp_path / "r.nc").unlink()
         assert number(planned, "bytes_per_rank") == pytest.approx(attributes["run_bytes_memory"], rel=0.1), planned
-        per_rank_scalars = attributes["run_bytes_written"] - number(planned, "result_bytes")
         if job != "chosen maps":  # how many are chosen is not known
-            assert 0 <= per_rank_scalars <= 16 * (ranks - 1)
+            assert number(planned, "result_bytes") == pytest.approx(attributes["run_bytes_written"], rel=0.01)
         stages = {k: float(v) for k, v in attributes.items() if k.startswith("run_seconds_")}
         parts = re.compile("_(repulsion|attraction|update|communication)$")
         spent = sum(v for k, v in stages.items() if not parts.search(k))
         if spent / 2 - 0.1 < number(planned, "seconds_total") < 2 * spent + 0.2:
+            break
+        if os.getloadavg()[0] > 2 * os.cpu_count():
             break
     else:
         pytest.fail(f"{planned} for {stages}")
