@@ -108,7 +108,6 @@ class Cluster:
             "PMIX_MCA_gds": "hash",  # PMIx's shared-memory store may warn in a container
             # With busy cores, ranks of one of ten jobs over several nodes left MPI_Init while another was still inside
             # the first of its two barriers, and that one crashed on their first message (Slurm 22.05, Open MPI 4.1.4).
-            "OMPI_MCA_pmix_base_async_modex": "1",
             "OMPI_MCA_btl_tcp_if_include": "lo",  # which Open MPI leaves out unless told
             "OMPI_MCA_oob_tcp_if_include": "lo",
             "OMPI_MCA_btl_vader_single_copy_mechanism": "none",  # not allowed in containers

@@ -123,7 +123,8 @@ def test_interrupted_again_and_again(result, tmp_path, job, how):
     words, whole = result(job)
     rng = random.Random(f"{job} {how} {SEED}")
     output, folder = tmp_path / "r.nc", tmp_path / "ck"
-    for stop in range(max(1, STOPS // 8)):
+    ends = []  # seconds from the signal to the end of the job
+    for _ in range(max(1, STOPS // 8)):
         while not output.exists():
             live = Live(*words, "--output", output, "--checkpoint", folder, "--checkpoint-interval", 1, "--threads",
                         rng.choice((1, 2)), "--batch", rng.choice((8, 8, 7, 100)), ranks=rng.choice((1, 2, 3)))
@@ -138,6 +139,7 @@ def test_interrupted_again_and_again(result, tmp_path, job, how):
                     words_of(how, status, lines)
                     assert status == 0 or seconds < (5 if how in ("USR1", "TERM") else 10), (seconds, lines)
                     assert (status == 0) <= output.exists(), lines
+                    ends += [seconds] if status else []
                 else:
                     assert live.end(1)[0] == 0
             finally:
@@ -149,6 +151,7 @@ def test_interrupted_again_and_again(result, tmp_path, job, how):
         assert_same_result(whole, read(output))
         output.unlink()
         shutil.rmtree(folder, ignore_errors=True)  # a rank that was killed behind its last line left it
+    print(f"{job}, {how}: {len(ends)} interruptions, the slowest end took {max(ends, default=0):.1f} s")
 
 
 def stopped(tmp_path: Path, words, after: str, pause: float = 0) -> list[str]:
@@ -305,6 +308,24 @@ def test_two_jobs_one_folder(kept, tmp_path):
     finally:
         live.kill()
     assert_same_result(whole, read(tmp_path / "first.nc"))
+
+
+def test_a_run_that_fails_is_not_run_again(result, mounted, tmp_path):  # noqa: F811
+    """Launchers end the ranks of such a job by SIGTERM; the mark tells them that it is no request to stop."""
+    words, _ = result("tsne")
+    done = run(*words, "--output", mounted("size=1m") / "r.nc", "--checkpoint", tmp_path / "ck", "--quiet", ranks=3)
+    assert done.status == 1 and len(done.lines) == 1 and "is the disk full" in done.lines[0], done.lines
+    assert (tmp_path / "ck" / "failed").exists()
+    live = Live(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--quiet", ranks=2)
+    try:
+        assert live.until(Path(tmp_path / "r.nc.partial").exists)
+        assert not (tmp_path / "ck" / "failed").exists()  # that was another run
+        (tmp_path / "ck" / "failed").touch()
+        send(live, "TERM", random)
+        assert live.end(10) == (1, [])
+    finally:
+        live.kill()
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["ck"], ["ck", "disk"])
 
 
 # ---- folders that take no more

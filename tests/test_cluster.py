@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from program import BINARY, IMAGES, LABELS, MODEL, ROOT, read
+from program import BINARY, IMAGES, LABELS, MODEL, ROOT, read, succeed
 from slurm_cluster import Cluster, Job, unavailable
 from test_ranks import assert_same_result
 
@@ -27,6 +27,7 @@ SLURM = ROOT / "slurm"
 MNIST = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS)
 SHORT = ("--samples", 500, "--max-iter", 60, "--exaggeration-iter", 20, "--attribution", "saliency,gradcam", "--embed",
          "logits,gap", "--threads", 1)
+LONG = ("--samples", 2000, "--max-iter", 2000, "--attribution", "saliency,gradcam", "--threads", 1)
 ENDLESS = ("--samples", 2000, "--max-iter", 10**9, "--learning-rate", 0.5, "--threads", 1)
 
 
@@ -161,11 +162,11 @@ def endless(cluster, tmp_path):
     cluster.command("scancel", "--full", identifier, check=False)
 
 
-def until_in_tsne(cluster: Cluster, identifier: str, folder: Path) -> None:
+def until_in_tsne(cluster: Cluster, identifier: str, folder: Path, times: int = 1) -> None:
     log = folder / f"cnnscope-{identifier}.log"
     deadline = time.monotonic() + 60
-    while not (log.exists() and "affinities" in log.read_text()):
-        assert time.monotonic() < deadline and cluster.state(identifier)["JobState"] in ("PENDING", "RUNNING"), \
+    while not (log.exists() and log.read_text().count("affinities") >= times):
+        assert time.monotonic() < deadline and cluster.state(identifier)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), \
             log.exists() and log.read_text()
         time.sleep(0.05)
     time.sleep(random.Random(identifier).uniform(0, 0.5))
@@ -206,9 +207,9 @@ def test_two_jobs_one_output(cluster, endless, tmp_path):
     assert cluster.state(endless)["JobState"] == "RUNNING" and (tmp_path / "r.nc.partial").stat().st_size == size
 
 
-def requeued(cluster: Cluster, identifier: str, timeout: float) -> None:
+def requeued(cluster: Cluster, identifier: str, timeout: float, times: int = 1) -> None:
     deadline = time.monotonic() + timeout
-    while (fields := cluster.state(identifier))["Restarts"] != "1":
+    while (fields := cluster.state(identifier))["Restarts"] != str(times):
         assert time.monotonic() < deadline, (fields, cluster.command("sinfo", "-N", "-l"))
         time.sleep(0.1)
 
@@ -245,25 +246,38 @@ exit $((SLURM_ARRAY_TASK_ID == 3 && ${SLURM_RESTART_COUNT:-0} == 0 ? 99 : 0))"""
     assert ran == [("1", "0", "a"), ("2", "0", "b"), ("3", "0", "c"), ("3", "1", "c")], jobs
 
 
-def test_a_node_loses_power(cluster, result, tmp_path):
-    """Slurm runs the job again, on the nodes that are left; what the lost run wrote does not stand in its way."""
-    program = script(tmp_path, f"""
-((SLURM_RESTART_COUNT > 0)) || exec {BINARY} "$@" {" ".join(str(w) for w in ENDLESS)}
-exec {BINARY} "$@" """)
-    identifier = cluster.submit(SLURM / "cpu.sbatch", *MNIST, *SHORT, "--output", "r.nc",
-                                options=("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"),
-                                folder=tmp_path, environment={"CNNSCOPE": program})
-    until_in_tsne(cluster, identifier, tmp_path)
-    nodes = [node for node, ranks in cluster.processes("cnnscope").items() if ranks]
-    assert len(nodes) == 2
-    cluster.power_off(nodes[1])
+def test_a_chain_of_requeues(cluster, tmp_path):
+    """Told to stop as at the time limit, preempted, and a node without power; the job goes on from its checkpoint each
+    time, at last on the nodes that are left, to the bits of a run that nobody disturbed."""
+    words = (*MNIST, *LONG, "--checkpoint-interval", 1)
+    identifier = cluster.submit(SLURM / "cpu.sbatch", *words, "--output", "r.nc", "--checkpoint", "ck",
+                                options=("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"), folder=tmp_path)
+    for restart, how in enumerate(("time limit", "preemption", "power"), 1):
+        until_in_tsne(cluster, identifier, tmp_path, restart)
+        if how == "time limit":
+            cluster.command("scancel", "--signal=USR1", identifier)
+        elif how == "preemption":
+            cluster.command("scontrol", "requeue", identifier)
+        else:
+            nodes = [node for node, ranks in cluster.processes("cnnscope").items() if ranks]
+            cluster.power_off(nodes[1])
+        try:
+            requeued(cluster, identifier, 60, restart)
+            assert not list(tmp_path.glob("r.nc"))
+        except BaseException:
+            if how == "power":
+                cluster.power_on(nodes[1])
+            raise
     try:
-        requeued(cluster, identifier, 60)
-        assert not (tmp_path / "r.nc").exists()
-        assert cluster.wait(identifier).state == "COMPLETED"
-        assert_same_result(result(1, 1), read(tmp_path / "r.nc"))
+        job = cluster.wait(identifier, 120)
     finally:
         cluster.power_on(nodes[1])
+    assert job.state == "COMPLETED", job
+    assert job.log.count("stopped by SIGUSR1") == 1 and "at iteration" in job.log, job
+    begun = [int(i) for i in re.findall(r"^tsne logits +(\d+)/\d+ iterations from the checkpoint", job.log, re.M)]
+    assert len(begun) == 3 and 0 < begun[0] <= begun[1] <= begun[2], (begun, job)
+    assert {p.name for p in tmp_path.iterdir()} == {"r.nc", Path(cluster.state(identifier)["StdOut"]).name}
+    assert_same_result(read(succeed(tmp_path / "whole.nc", *MNIST, *LONG, ranks=2)), read(tmp_path / "r.nc"))
 
 
 def test_the_common_part_is_the_same():
