@@ -281,9 +281,10 @@ Layers forward(Job *job) {
         plan.pass = first_pass(arena, job, &plan.layers, &plan.methods, &plan.method_count, &plan.chosen);
     comm_all_ok();
     job->predictions = ARENA_ARRAY(job->arena, int32_t, job->shard.count, "predictions");
-    float *logits =
-        plan.chosen ? arena_alloc(arena, (uint64_t)job->shard.count, plan.pass->logits->row_bytes, "logits") : NULL;
+    const size_t row_bytes = plan.pass->logits->row_bytes;
+    float *logits = arena_alloc(arena, (uint64_t)job->shard.count, row_bytes, "logits");
     pass_run(plan.pass, "forward", logits);
+    predictions(job, logits, (int)(row_bytes / sizeof *logits));
     if (plan.chosen)
         chosen_pass(arena, job, logits, plan.methods, plan.method_count);
     arena_free(arena);

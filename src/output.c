@@ -382,7 +382,8 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "sample",     "category", "channel", "y",     "x",           "name_length",   "image",      "label",
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
-        "data",       "min",      "max",     "sum",   "var",         "all",           "any"};
+        "data",       "min",      "max",     "sum",   "var",         "all",           "any",
+        "confusion"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);

@@ -47,6 +47,7 @@ void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, co
     trust_classes(&t);
     progress_end("");
     trust_write(&t);
+    trust_suspects(&t);
     free_trust(&t);
 }
 

@@ -71,4 +71,7 @@ void trust_classes(Trust *trust);
 /* Collective. */
 void trust_write(const Trust *trust);
 
+/* Collective. The likely label errors of the layer (trust_suspects.c). */
+void trust_suspects(const Trust *trust);
+
 #endif
