@@ -34,7 +34,7 @@ void predictions(Job *job, const float *logits, int outputs) {
                      .of_prediction = ARENA_ARRAY(arena, int64_t, K, "predictions"),
                      .right = ARENA_ARRAY(arena, int64_t, K, "predictions")};
     if (K <= CONFUSION_MOST)
-        judged.confusion = ARENA_ARRAY(arena, int64_t, K *K, "predictions");
+        judged.confusion = ARENA_ARRAY(arena, int64_t, K * K, "predictions");
     for (int64_t i = 0; i < rows; i++) {
         judge_sample(&judged, job, i, logits + i * outputs, outputs);
         if (job->labels && job->labels[i] >= 0)
@@ -63,7 +63,9 @@ static void judge_sample(Judged *judged, const Job *job, int64_t i, const float 
             second = fmax(second, logit - most);
     }
     const int32_t label = job->labels ? job->labels[i] : -1;
-    const double of_label = label < 0 ? NAN : outputs == 1 ? (label == 1 ? (double)logits[0] : 0) : (double)logits[label];
+    const double of_label = label < 0      ? NAN
+                            : outputs == 1 ? (label == 1 ? (double)logits[0] : 0)
+                                           : (double)logits[label];
     judged->probability[i] = (float)(1 / sum); /* the prediction's logit is the largest */
     judged->entropy[i] = (float)fmax(0, log(sum) - weighted / sum);
     judged->margin[i] = (float)((1 - exp(second)) / sum);
@@ -99,8 +101,8 @@ static void write_samples(Job *job, const Judged *judged) {
     for (size_t v = 0; v < sizeof vectors / sizeof *vectors; v++) {
         if (vectors[v].of_label && !job->labels)
             continue;
-        const OutputVar var = {vectors[v].name,      DT_F32, 1,   {"sample"}, {s.total},
-                               vectors[v].long_name, NULL,   job_coordinates(job, false)};
+        const OutputVar var = {
+            vectors[v].name, DT_F32, 1, {"sample"}, {s.total}, vectors[v].long_name, NULL, job_coordinates(job, false)};
         output_rows(job->output, output_var(job->output, &var), s.first, s.count, vectors[v].values);
     }
 }
@@ -124,7 +126,8 @@ static void write_counts(Job *job, Judged *judged, Arena *arena) {
     comm_sum_int64(judged->count, BINS);
     comm_sum_int64(judged->hits, BINS);
     comm_sum_int64(judged->sum, BINS);
-    double *precision = ARENA_ARRAY(arena, double, K, "predictions"), *recall = ARENA_ARRAY(arena, double, K, "predictions");
+    double *precision = ARENA_ARRAY(arena, double, K, "predictions"),
+           *recall = ARENA_ARRAY(arena, double, K, "predictions");
     double *f1 = ARENA_ARRAY(arena, double, K, "predictions"), error = 0;
     int64_t labelled = 0, right = 0;
     for (int64_t k = 0; k < K; k++) {
@@ -146,10 +149,12 @@ static void write_counts(Job *job, Judged *judged, Arena *arena) {
     write_whole(job, "category_recall", "share of a category's samples that are predicted so", DT_F64, 1, recall);
     write_whole(job, "category_f1", "harmonic mean of precision and recall", DT_F64, 1, f1);
     const double accuracy = ratio(right, labelled);
-    write_whole(job, "prediction_accuracy_overall", "share of the labelled samples predicted right", DT_F64, 0, &accuracy);
+    write_whole(job, "prediction_accuracy_overall", "share of the labelled samples predicted right", DT_F64, 0,
+                &accuracy);
     const OutputVar var = {.name = "prediction_calibration_error_overall",
                            .type = DT_F64,
-                           .long_name = "expected calibration error, by the probability of the prediction in equal bins"};
+                           .long_name =
+                               "expected calibration error, by the probability of the prediction in equal bins"};
     const int id = output_var(job->output, &var);
     output_int64(job->output, id, "bins", BINS);
     output_whole(job->output, id, &error);

@@ -50,11 +50,11 @@ void trust_suspects(const Trust *t) {
         const char *suffix, *long_name;
         int type;
         const void *values;
-    } vectors[] = {{"", "position in the input file of a sample whose label is likely to be wrong, likeliest first",
-                    DT_I64, sample},
-                   {"_score", "probability of the prediction times the share of neighbours with another label", DT_F32,
-                    score},
-                   {"_prediction", "what the network says it is", DT_I32, suggested}};
+    } vectors[] = {
+        {"", "position in the input file of a sample whose label is likely to be wrong, likeliest first", DT_I64,
+         sample},
+        {"_score", "probability of the prediction times the share of neighbours with another label", DT_F32, score},
+        {"_prediction", "what the network says it is", DT_I32, suggested}};
     for (size_t v = 0; v < sizeof vectors / sizeof *vectors && count > 0; v++) {
         char name[192], dimension[160];
         snprintf(dimension, sizeof dimension, "%s_suspect", t->space[0].prefix);
