@@ -75,7 +75,7 @@ void forecast(Job *job) {
         try_layer(&f, &f.layers[i], &layers.features[i], layers.nodes[i]);
         matrix_free(&layers.features[i]);
     }
-    f.result_bytes += f.forward_bytes + (double)before;
+    f.result_bytes += f.forward_bytes + f.judged_bytes + (double)before;
     try_writing(&f);
     malloc_trim(0);
     double least = -((double)dev_available() / comm_local_size()), most = (double)arena_process_bytes(false);
@@ -174,6 +174,13 @@ static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t s
     trial.output = output_count();
     Layers layers = trial.model ? forward(&trial) : matrix_read(&trial);
     const int64_t bytes = output_counted(trial.output);
+    if (trial.model) { /* what is written of the predictions, behind the passes */
+        Job passes = trial;
+        passes.output = output_count();
+        forward_plan(arena, &passes);
+        f->judged_bytes =
+            (double)(bytes - output_counted(passes.output)) * (double)f->job->shard.total / (double)samples;
+    }
     if (!trial.model) /* of the whole job, as far as `read` writes anything: the images */
         f->forward_bytes = (double)bytes * (double)f->job->shard.total / (double)samples;
     *seconds = seconds_of(trial.model ? "forward" : "read");

@@ -38,6 +38,7 @@ typedef struct {
     double program_bytes;                      /* host: program, libraries, model as read, labels */
     double available_bytes;                    /* device memory for one rank, with what it has already */
     double result_bytes, forward_bytes;        /* in the file; of these, written in the stage `forward` or `read` */
+    double judged_bytes;                       /* in the file, of predictions */
     double byte_seconds, flush_byte_seconds;   /* to write one; to bring it to the disk */
 } Forecast;
 

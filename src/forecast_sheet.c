@@ -101,7 +101,7 @@ static void fill(Sheet *sheet, const Forecast *f, int rank, int ranks) {
     if (f->network.first) {
         const Pass *pass = f->network.first;
         const int64_t samples = (int64_t)fmin(rows, (double)pass->round_samples);
-        round = (double)pass_round_bytes(pass, samples) + rows * sizeof(int32_t);
+        round = (double)pass_round_bytes(pass, samples) + rows * (double)(sizeof(int32_t) + pass->logits->row_bytes);
         if (f->network.second) {
             const Pass *second = f->network.second;
             const double chosen = fmin(fmin((double)f->chosen, (double)second->round_samples), rows);

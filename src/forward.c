@@ -303,9 +303,10 @@ Layers forward(Job *job) {
     comm_all_ok();
     const bool chosen = strcmp(plan.kept, "chosen") == 0;
     job->predictions = ARENA_ARRAY(job->arena, int32_t, job->shard.count, "predictions");
-    float *logits =
-        chosen ? arena_alloc(arena, (uint64_t)job->shard.count, plan.pass->logits->row_bytes, "logits") : NULL;
+    const size_t row_bytes = plan.pass->logits->row_bytes;
+    float *logits = arena_alloc(arena, (uint64_t)job->shard.count, row_bytes, "logits");
     pass_run(plan.pass, "forward", logits);
+    predictions(job, logits, (int)(row_bytes / sizeof *logits));
     if (chosen)
         chosen_pass(arena, job, logits, plan.methods, plan.method_count);
     arena_free(arena);

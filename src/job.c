@@ -131,8 +131,8 @@ static void open_data(Job *job) {
             (long long)job->input->shape[0]);
     if (job->map && (job->map->rank != 2 || job->map->shape[0] != first->shape[0] || job->map->shape[1] < 1 ||
                      job->map->shape[1] > 4096))
-        die("%s: %lld rows of %lld values, expected a map of the %lld samples of %s, of at most 4096 dimensions", o->map,
-            (long long)job->map->shape[0], (long long)dataset_row_size(job->map), (long long)first->shape[0],
+        die("%s: %lld rows of %lld values, expected a map of the %lld samples of %s, of at most 4096 dimensions",
+            o->map, (long long)job->map->shape[0], (long long)dataset_row_size(job->map), (long long)first->shape[0],
             first->spec);
     choose_samples(job, first->shape[0], first->spec);
 }

@@ -22,6 +22,7 @@ typedef struct {
     Shard shard;
     int32_t *labels;       /* (shard.count), -1 = none; NULL without --labels */
     int32_t *predictions;  /* (shard.count), by the network or --predictions; NULL when there are neither */
+    const float *probability; /* (shard.count) of the network's predictions; NULL without a network */
     int64_t categories;    /* outputs of the network, or names given, or labels seen; one output counts as two */
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */

@@ -231,9 +231,16 @@ void job_finish_output(Job *job) {
     snprintf(text, sizeof text, "%s %s", date, o->command_line);
     const struct {
         const char *name, *value;
-    } texts[] = {{"history", text},       {"run_date", date},        {"run_command", o->command_line},
-                 {"run_host", host},      {"run_model", o->model},   {"run_images", o->images},
-                 {"run_input", o->input}, {"run_map", o->map}, {"run_labels", o->labels}, {"run_predictions", o->predictions}};
+    } texts[] = {{"history", text},
+                 {"run_date", date},
+                 {"run_command", o->command_line},
+                 {"run_host", host},
+                 {"run_model", o->model},
+                 {"run_images", o->images},
+                 {"run_input", o->input},
+                 {"run_map", o->map},
+                 {"run_labels", o->labels},
+                 {"run_predictions", o->predictions}};
     comm_broadcast(text, sizeof text); /* attributes are collective: every rank writes rank 0's */
     comm_broadcast(date, sizeof date);
     comm_broadcast(host, sizeof host);

@@ -23,9 +23,12 @@
  *     conv1_in_channel = 1 ;
  *     conv1_ky = 3 ;
  *     conv1_kx = 3 ;
+ *     true_category = 10 ;
+ *     predicted_category = 10 ;
  *     logits_pc = 2 ;
  *     logits_axis = 2 ;
  *     logits_tsne_check = 20 ;
+ *     logits_suspect = 100 ;
  * variables:
  *     int64 sample(sample) ;
  *         sample:long_name = "position of the sample in the input file" ;
@@ -60,6 +63,31 @@
  *         gradcam_high:long_name = "largest value of gradcam before scaling: raw = low + (high - low) * gradcam" ;
  *     float conv1_filters(conv1_filter, conv1_in_channel, conv1_ky, conv1_kx) ;
  *         conv1_filters:long_name = "weights of conv1" ;
+ *     float prediction_probability(sample) ;
+ *         prediction_probability:long_name = "softmax of the predicted category\'s logit" ;
+ *         prediction_probability:coordinates = "label prediction" ;
+ *     float prediction_entropy(sample) ;
+ *         prediction_entropy:long_name = "entropy of the softmax of the logits, in nats" ;
+ *         prediction_entropy:coordinates = "label prediction" ;
+ *     float prediction_margin(sample) ;
+ *         prediction_margin:long_name = "softmax of the predicted category less that of the next" ;
+ *         prediction_margin:coordinates = "label prediction" ;
+ *     float prediction_loss(sample) ;
+ *         prediction_loss:long_name = "cross-entropy of the label, in nats; NaN = no label" ;
+ *         prediction_loss:coordinates = "label prediction" ;
+ *     int64 confusion(true_category, predicted_category) ;
+ *         confusion:long_name = "samples of each category by prediction" ;
+ *     double category_precision(true_category) ;
+ *         category_precision:long_name = "share of a category\'s predictions that are right" ;
+ *     double category_recall(true_category) ;
+ *         category_recall:long_name = "share of a category\'s samples that are predicted so" ;
+ *     double category_f1(true_category) ;
+ *         category_f1:long_name = "harmonic mean of precision and recall" ;
+ *     double prediction_accuracy_overall ;
+ *         prediction_accuracy_overall:long_name = "share of the labelled samples predicted right" ;
+ *     double prediction_calibration_error_overall ;
+ *         prediction_calibration_error_overall:long_name = "expected calibration error, by the probability of the prediction in equal bins" ;
+ *         prediction_calibration_error_overall:bins = 15LL ;
  *     float logits_pca(sample, logits_pc) ;
  *         logits_pca:long_name = "principal component scores of logits" ;
  *         logits_pca:coordinates = "label prediction" ;
@@ -188,6 +216,12 @@
  *         logits_tsne_stress_overall:long_name = "normalised stress of the t-SNE map of logits at its best scale" ;
  *         logits_tsne_stress_overall:pairs = 500000LL ;
  *         logits_tsne_stress_overall:pairs_chosen = "a fixed random sample" ;
+ *     int64 logits_suspect(logits_suspect) ;
+ *         logits_suspect:long_name = "position in the input file of a sample whose label is likely to be wrong, likeliest first" ;
+ *     float logits_suspect_score(logits_suspect) ;
+ *         logits_suspect_score:long_name = "probability of the prediction times the share of neighbours with another label" ;
+ *     int logits_suspect_prediction(logits_suspect) ;
+ *         logits_suspect_prediction:long_name = "what the network says it is" ;
  *
  * // global attributes:
  *         :title = "What a trained network computes for a test set" ;
@@ -402,7 +436,8 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "sample",     "category", "channel", "y",     "x",           "name_length",   "image",      "label",
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
-        "data",       "min",      "max",     "sum",   "var",         "all",           "any"};
+        "data",       "min",      "max",     "sum",   "var",         "all",           "any",
+        "confusion"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);

@@ -30,6 +30,10 @@ typedef struct {
  * where not all maps are kept). */
 Layers forward(Job *job);
 
+/* How sure the network is of each sample, and how often it is right, into the results file (predictions.c). logits: host,
+ * (shard.count, outputs). */
+void predictions(Job *job, const float *logits, int outputs);
+
 /* The matrix of `cnnscope embed` and `audit` in place of a network. Writes the images, where given. */
 Layers matrix_read(Job *job);
 Matrix matrix_read_map(const Job *job); /* that of `audit --map` */

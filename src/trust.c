@@ -48,6 +48,7 @@ void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, co
     trust_classes(&t);
     progress_end("");
     trust_write(&t);
+    trust_suspects(&t);
     free_trust(&t);
 }
 
@@ -116,7 +117,8 @@ static void judge_map(Trust *t, int map) {
     n->recall = ARENA_ARRAY(t->arena, float, rows, "trust");
     int64_t sums[3] = {0};
     for (int64_t i = 0; i < rows; i++) {
-        const int32_t *in_layer = t->space[0].nearer + i * asked + (map - 1) * K, *in_map = t->space[map].nearer + i * K;
+        const int32_t *in_layer = t->space[0].nearer + i * asked + (map - 1) * K,
+                      *in_map = t->space[map].nearer + i * K;
         int64_t false_neighbors = 0, lost = 0, found = 0;
         for (int k = 0; k < K; k++) {
             false_neighbors += in_layer[k] >= K ? in_layer[k] + 1 - K : 0;

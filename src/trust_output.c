@@ -29,8 +29,8 @@ void trust_write(const Trust *t) {
             write_samples(t, s, "_label_agreement", "share of the labelled neighbours in the %s that have the label",
                           n->label_agreement, K);
         if (i > 0) {
-            write_overall(t, s, "_trustworthiness", "trustworthiness of the %s (Venna & Kaski)", n->trustworthiness_mean,
-                          "neighbors", K);
+            write_overall(t, s, "_trustworthiness", "trustworthiness of the %s (Venna & Kaski)",
+                          n->trustworthiness_mean, "neighbors", K);
             write_overall(t, s, "_continuity", "continuity of the %s (Venna & Kaski)", n->continuity_mean, "neighbors",
                           K);
             write_overall(t, s, "_recall", "share of nearest samples that are nearest in the %s", n->recall_mean,
@@ -45,7 +45,8 @@ void trust_write(const Trust *t) {
                           n->knc, "class_neighbors", t->class_neighbors);
             write_overall(t, s, "_cpd", "Spearman correlation of distances with those in the %s (CPD, Kobak & Berens)",
                           n->cpd, "pairs", t->pairs);
-            write_overall(t, s, "_stress", "normalised stress of the %s at its best scale", n->stress, "pairs", t->pairs);
+            write_overall(t, s, "_stress", "normalised stress of the %s at its best scale", n->stress, "pairs",
+                          t->pairs);
         }
         if (t->job->options->keep_neighbors)
             write_neighbors(t, s);
@@ -119,8 +120,9 @@ static void write_neighbors(const Trust *t, const TrustSpace *s) {
     const Shard shard = t->job->shard;
     const int64_t rows = t->shard.count, K = t->neighbors;
     Arena *arena = arena_new();
-    int64_t *mine = ARENA_ARRAY(arena, int64_t, rows, "positions"), *all = ARENA_ARRAY(arena, int64_t, t->shard.total, "positions");
-    int64_t *position = ARENA_ARRAY(arena, int64_t, rows *K, "neighbours");
+    int64_t *mine = ARENA_ARRAY(arena, int64_t, rows, "positions"),
+            *all = ARENA_ARRAY(arena, int64_t, t->shard.total, "positions");
+    int64_t *position = ARENA_ARRAY(arena, int64_t, rows * K, "neighbours");
     for (int64_t i = 0; i < rows; i++)
         mine[i] = t->job->from + shard.first + (t->keep ? t->keep[i] : i);
     shard_gather(all, mine, sizeof *all, t->shard);

@@ -48,7 +48,8 @@ void trust_pairs(Trust *t) {
 /* rank (count): twice the place of each distance among all, from 0, equal ones in the middle of theirs. */
 static void rank_pairs(uint32_t *rank, const float *distance, int64_t count) {
     Arena *arena = arena_new();
-    uint32_t *bits = ARENA_ARRAY(arena, uint32_t, count, "pairs"), *order = ARENA_ARRAY(arena, uint32_t, count, "pairs");
+    uint32_t *bits = ARENA_ARRAY(arena, uint32_t, count, "pairs"),
+             *order = ARENA_ARRAY(arena, uint32_t, count, "pairs");
     uint32_t *next = ARENA_ARRAY(arena, uint32_t, count, "pairs");
     memcpy(bits, distance, (size_t)count * sizeof *bits); /* they are not negative: bits order as they do */
     for (int64_t i = 0; i < count; i++)
@@ -123,7 +124,7 @@ void trust_classes(Trust *t) {
     double *distance = ARENA_ARRAY(arena, double, classes *classes, "classes");
     int32_t *nearest[1 + TRUST_MAPS_MAX];
     for (int s = 0; s < t->spaces; s++) {
-        nearest[s] = ARENA_ARRAY(arena, int32_t, classes *K, "classes");
+        nearest[s] = ARENA_ARRAY(arena, int32_t, classes * K, "classes");
         mean_distances(distance, t, &t->space[s], place, members, classes);
         nearest_classes(nearest[s], distance, classes, K);
     }
@@ -138,8 +139,8 @@ void trust_classes(Trust *t) {
 }
 
 /* sums (classes, columns) += this rank's rows, in whole units: the same for any number of ranks. */
-static void add_rows(int64_t *sums, const Trust *t, const TrustSpace *s, const int32_t *place, int64_t from, int64_t columns,
-                     double units) {
+static void add_rows(int64_t *sums, const Trust *t, const TrustSpace *s, const int32_t *place, int64_t from,
+                     int64_t columns, double units) {
     const int64_t D = s->x->width, step = ROWS_BYTES / (D * (int64_t)sizeof(float)) + 1;
     Arena *arena = arena_new();
     float *rows = ARENA_ARRAY(arena, float, (t->shard.count < step ? t->shard.count : step) * D, "points");
@@ -163,7 +164,7 @@ static void mean_distances(double *distance, const Trust *t, const TrustSpace *s
     const int64_t piece = most < 1 ? 1 : most < D ? most : D;
     const double units = ldexp(1, 60 - (int)ceil(log2((double)t->shard.total + 1)));
     Arena *arena = arena_new();
-    int64_t *sums = ARENA_ARRAY(arena, int64_t, classes *piece, "classes");
+    int64_t *sums = ARENA_ARRAY(arena, int64_t, classes * piece, "classes");
     double *means = ARENA_ARRAY(arena, double, classes *piece, "classes");
     memset(distance, 0, (size_t)(classes * classes) * sizeof *distance);
     for (int64_t from = 0; from < D; from += piece) {

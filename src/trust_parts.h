@@ -19,14 +19,14 @@ typedef struct {
     const char *prefix; /* of its variables: LAYER or LAYER_MAP */
     const char *what;   /* for long_name: "logits", "the t-SNE map of logits" */
     const Matrix *x;
-    float scale;             /* a power of two: distances are of x times scale */
-    float *packed;           /* device: this rank's points */
-    int32_t *near;           /* device (blocks, K, 16) */
-    float *near_distance;    /* device, likewise, squared and scaled */
-    int32_t *neighbor;       /* (rows, K) nearest first */
+    float scale;              /* a power of two: distances are of x times scale */
+    float *packed;            /* device: this rank's points */
+    int32_t *near;            /* device (blocks, K, 16) */
+    float *near_distance;     /* device, likewise, squared and scaled */
+    int32_t *neighbor;        /* (rows, K) nearest first */
     float *neighbor_distance; /* (rows, K), in the units of x */
-    int32_t *nearer;         /* (rows, A) of those asked for: the nearest of each map, or of the layer */
-    float *pairs;            /* (pairs of the job) squared, scaled; on the first rank */
+    int32_t *nearer;          /* (rows, A) of those asked for: the nearest of each map, or of the layer */
+    float *pairs;             /* (pairs of the job) squared, scaled; on the first rank */
 } TrustSpace;
 
 /* Of one map; overall numbers are those of all mapped samples. */
@@ -45,10 +45,10 @@ typedef struct {
     int neighbors, recalled;  /* K; of them for the recall */
     int pairs_per_row;
     bool all_pairs;
-    int64_t pairs; /* in all */
+    int64_t pairs;   /* in all */
     int32_t *labels; /* (total) of all mapped samples, -1 = none; NULL: nobody has one */
     int64_t categories;
-    int class_neighbors; /* of the classes' means; 0: too few classes */
+    int class_neighbors;                  /* of the classes' means; 0: too few classes */
     TrustSpace space[1 + TRUST_MAPS_MAX]; /* the layer, then maps */
     TrustNumbers numbers[1 + TRUST_MAPS_MAX];
     int spaces;
@@ -70,5 +70,8 @@ void trust_classes(Trust *trust);
 
 /* Collective. */
 void trust_write(const Trust *trust);
+
+/* Collective. The likely label errors of the layer (trust_suspects.c). */
+void trust_suspects(const Trust *trust);
 
 #endif

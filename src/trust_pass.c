@@ -46,7 +46,8 @@ void trust_find(Trust *t) {
     asked_free(&nearest);
     copy_list(t, &back, 0, t->space[0].near);
     for (int m = 1; m <= maps; m++) {
-        const size_t bytes = (size_t)((t->shard.count + TSNE_BLOCK - 1) / TSNE_BLOCK * K * TSNE_BLOCK) * sizeof(int32_t);
+        const size_t bytes =
+            (size_t)((t->shard.count + TSNE_BLOCK - 1) / TSNE_BLOCK * K * TSNE_BLOCK) * sizeof(int32_t);
         Arena *arena = arena_new();
         dev_upload(back.nearer, arena_alloc(arena, bytes, 1, "neighbours"), bytes);
         arena_free(arena);
@@ -142,7 +143,8 @@ static TrustAsked choose_pairs(const Trust *t) {
     for (int64_t i = 0; i < entries; i++) {
         const int64_t row = i / t->pairs_per_row / TSNE_BLOCK * TSNE_BLOCK + i % TSNE_BLOCK;
         const int64_t draw = i / TSNE_BLOCK % t->pairs_per_row, sample = t->shard.first + row;
-        const int64_t step = t->all_pairs ? draw : (int64_t)(random_bits((uint64_t)sample, (uint64_t)draw) % (uint64_t)(N - 1));
+        const int64_t step =
+            t->all_pairs ? draw : (int64_t)(random_bits((uint64_t)sample, (uint64_t)draw) % (uint64_t)(N - 1));
         const bool twice = t->all_pairs && 2 * (step + 1) == N && 2 * sample >= N;
         point[i] = row < t->shard.count && !twice ? (int32_t)((sample + 1 + step) % N) : -1;
     }
@@ -157,7 +159,7 @@ static TrustAsked choose_pairs(const Trust *t) {
 static void copy_list(const Trust *t, TrustAsked *to, int at, const int32_t *near) {
     const int64_t list = (int64_t)t->neighbors * TSNE_BLOCK, blocks = blocks_of(t->shard.count);
     Arena *arena = arena_new();
-    int32_t *from = ARENA_ARRAY(arena, int32_t, blocks *list, "neighbours");
+    int32_t *from = ARENA_ARRAY(arena, int32_t, blocks * list, "neighbours");
     dev_download(from, near, (size_t)(blocks * list) * sizeof *from);
     for (int64_t b = 0; b < blocks; b++)
         dev_upload(to->point + (b * to->count + at) * TSNE_BLOCK, from + b * list, (size_t)list * sizeof *from);
@@ -173,7 +175,8 @@ static void stream(const Trust *t, TrustSpace *s, bool nearest, TrustAsked *meas
     step = step < blocks_of(most) * TSNE_BLOCK ? step : blocks_of(most) * TSNE_BLOCK;
     step = step > TSNE_BLOCK ? step : TSNE_BLOCK;
     Arena *arena = arena_new();
-    float *mine = ARENA_ARRAY(arena, float, step *D, "points"), *all = ARENA_ARRAY(arena, float, ranks *step *D, "points");
+    float *mine = ARENA_ARRAY(arena, float, step *D, "points"),
+          *all = ARENA_ARRAY(arena, float, ranks *step *D, "points");
     float *piece = dev_alloc((size_t)step * row_bytes), *packed = dev_alloc((size_t)step * row_bytes);
     NeighborShape shape = {.rows = count, .row_first = t->shard.first, .width = s->x->width};
     for (int64_t from = 0; from < most; from += step) {
@@ -208,7 +211,7 @@ static void stream(const Trust *t, TrustSpace *s, bool nearest, TrustAsked *meas
 /* Host (rows, count), in the trust's arena, of 4-byte numbers <- device (blocks, count, 16). */
 static void *take_rows(const Trust *t, const void *device, int count) {
     const int64_t rows = t->shard.count, entries = blocks_of(rows) * count * TSNE_BLOCK;
-    int32_t *to = ARENA_ARRAY(t->arena, int32_t, rows *count, "neighbours");
+    int32_t *to = ARENA_ARRAY(t->arena, int32_t, rows * count, "neighbours");
     Arena *arena = arena_new();
     int32_t *from = ARENA_ARRAY(arena, int32_t, entries, "neighbours");
     dev_download(from, device, (size_t)entries * sizeof *from);
@@ -229,7 +232,8 @@ static void take_neighbors(const Trust *t, TrustSpace *s) {
 /* The distances of all ranks' pairs, without the places that ask for none, on the first rank. */
 static void take_pairs(const Trust *t, TrustSpace *s, const TrustAsked *pairs) {
     const int each = pairs->count;
-    float *mine = take_rows(t, pairs->distance, each), *all = ARENA_ARRAY(t->arena, float, t->shard.total *each, "pairs");
+    float *mine = take_rows(t, pairs->distance, each),
+          *all = ARENA_ARRAY(t->arena, float, t->shard.total *each, "pairs");
     shard_gather(all, mine, (size_t)each * sizeof *all, t->shard);
     int64_t count = 0;
     for (int64_t i = 0; i < t->shard.total; i++) {

@@ -24,9 +24,9 @@ typedef struct {
 } Case;
 
 static const Case cases[] = {
-    {1, 1, 0, 1, 0, 1, 1, true},      {2, 1, 1, 1, 0, 2, 2, true},       {5, 3, 4, 2, 0, 5, 5, true},
-    {16, 2, 15, 3, 0, 16, 16, true},  {17, 2, 3, 5, 16, 1, 9, true},     {100, 2, 15, 30, 24, 61, 33, true},
-    {203, 10, 7, 4, 8, 150, 64, true}, {203, 10, 7, 4, 8, 150, 64, false}, {90, 65, 5, 3, 0, 90, 90, false},
+    {1, 1, 0, 1, 0, 1, 1, true},           {2, 1, 1, 1, 0, 2, 2, true},        {5, 3, 4, 2, 0, 5, 5, true},
+    {16, 2, 15, 3, 0, 16, 16, true},       {17, 2, 3, 5, 16, 1, 9, true},      {100, 2, 15, 30, 24, 61, 33, true},
+    {203, 10, 7, 4, 8, 150, 64, true},     {203, 10, 7, 4, 8, 150, 64, false}, {90, 65, 5, 3, 0, 90, 90, false},
     {150, 300, 20, 15, 7, 120, 48, false}, {130, 129, 1, 0, 3, 100, 31, true}, {333, 3, 0, 12, 0, 333, 100, true},
 };
 
@@ -63,7 +63,8 @@ static Found find(const Case *c, const float *x, float scale) {
     for (size_t i = 0; i < questions; i++)
         f.asked[i] = i % 7 == 3 ? -1 : (int32_t)((i * 7919 + i / 16) % (size_t)c->N);
     const size_t block_bytes = (size_t)c->D * TSNE_BLOCK * 4;
-    float *own = device_new(x + c->first * c->D, (size_t)(c->rows * c->D) * 4), *packed = device_new(NULL, blocks * block_bytes);
+    float *own = device_new(x + c->first * c->D, (size_t)(c->rows * c->D) * 4),
+          *packed = device_new(NULL, blocks * block_bytes);
     int32_t *index = device_new(f.index, lists * 4), *asked = device_new(f.asked, questions * 4);
     int32_t *nearer = device_new(f.nearer, questions * 4);
     float *distance = device_new(f.distance, lists * 4), *asked_distance = device_new(f.asked_distance, questions * 4);

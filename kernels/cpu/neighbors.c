@@ -43,8 +43,8 @@ void k_neighbors_find(int32_t *index, float *distance, int K, int32_t *nearer, c
                 float *own = d + i * TSNE_BLOCK * TSNE_BLOCK;
                 set_self(own, shape, b + i, first);
                 if (K > 0)
-                    inner->keep_nearest(index + (b + i) * K * TSNE_BLOCK, distance + (b + i) * K * TSNE_BLOCK, K, own, n,
-                                        first);
+                    inner->keep_nearest(index + (b + i) * K * TSNE_BLOCK, distance + (b + i) * K * TSNE_BLOCK, K, own,
+                                        n, first);
                 inner->count_nearer(nearer + (b + i) * A * TSNE_BLOCK, asked + (b + i) * A * TSNE_BLOCK,
                                     asked_distance + (b + i) * A * TSNE_BLOCK, A, own, n, first);
             }

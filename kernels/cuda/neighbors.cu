@@ -89,8 +89,8 @@ static __device__ void insert(int32_t *index, float *distance, int K, float d, i
 }
 
 static __global__ void __launch_bounds__(ROWS)
-    find(int32_t *index, float *distance, int K, int32_t *nearer, const int32_t *asked, const float *asked_distance, int A,
-         const float *x, const float *columns, NeighborShape shape, int64_t places) {
+    find(int32_t *index, float *distance, int K, int32_t *nearer, const int32_t *asked, const float *asked_distance,
+         int A, const float *x, const float *columns, NeighborShape shape, int64_t places) {
     __shared__ __align__(16) float tile[DIMENSIONS * TSNE_BLOCK];
     const int64_t row = (int64_t)blockIdx.x * ROWS + threadIdx.x, mine = row < places ? row : 0;
     const int64_t block = mine / TSNE_BLOCK, lane = mine % TSNE_BLOCK, block_floats = (int64_t)shape.width * TSNE_BLOCK;
@@ -107,7 +107,8 @@ static __global__ void __launch_bounds__(ROWS)
 #pragma unroll
         for (int s = 0; s < TSNE_BLOCK; s++)
             if (K > 0 && d[s] <= distance[(block * K + K - 1) * TSNE_BLOCK + lane])
-                insert(index + block * K * TSNE_BLOCK + lane, distance + block * K * TSNE_BLOCK + lane, K, d[s], first + s);
+                insert(index + block * K * TSNE_BLOCK + lane, distance + block * K * TSNE_BLOCK + lane, K, d[s],
+                       first + s);
         for (int a = 0; a < A; a++) {
             const int64_t at = (block * A + a) * TSNE_BLOCK + lane;
             const float limit = asked_distance[at];
