@@ -275,6 +275,7 @@ ForwardPlan forward_plan(Arena *arena, Job *job) {
     static ForwardPlan plan; /* static: it keeps its values over error_caught() */
     static const Method *methods;
     static int count;
+    plan = (ForwardPlan){.kept = NULL};
     if (!error_caught()) {
         plan.first = first_pass(arena, job, &plan.layers, &methods, &count, &plan.kept);
         if (strcmp(plan.kept, "chosen") == 0) {
