@@ -21,7 +21,7 @@ static void asked_free(TrustAsked *asked);
 static TrustAsked choose_pairs(const Trust *t);
 static void copy_list(const Trust *t, TrustAsked *to, int at, const int32_t *near);
 static void stream(const Trust *t, TrustSpace *s, bool nearest, TrustAsked *measured, TrustAsked *counted);
-static void *take_rows(const Trust *t, const void *device, int count);
+static void *take_rows(const Trust *t, Arena *into, const void *device, int count);
 static void take_neighbors(const Trust *t, TrustSpace *s);
 static void take_pairs(const Trust *t, TrustSpace *s, const TrustAsked *pairs);
 
@@ -42,7 +42,7 @@ void trust_find(Trust *t) {
     stream(t, &t->space[0], false, &nearest, NULL);
     stream(t, &t->space[0], true, NULL, &nearest);
     take_neighbors(t, &t->space[0]);
-    t->space[0].nearer = take_rows(t, nearest.nearer, nearest.count);
+    t->space[0].nearer = take_rows(t, t->arena, nearest.nearer, nearest.count);
     asked_free(&nearest);
     copy_list(t, &back, 0, t->space[0].near);
     for (int m = 1; m <= maps; m++) {
@@ -53,7 +53,7 @@ void trust_find(Trust *t) {
         arena_free(arena);
         stream(t, &t->space[m], false, &back, NULL);
         stream(t, &t->space[m], false, NULL, &back);
-        t->space[m].nearer = take_rows(t, back.nearer, K);
+        t->space[m].nearer = take_rows(t, t->arena, back.nearer, K);
     }
     asked_free(&back);
 }
@@ -208,10 +208,10 @@ static void stream(const Trust *t, TrustSpace *s, bool nearest, TrustAsked *meas
     arena_free(arena);
 }
 
-/* Host (rows, count), in the trust's arena, of 4-byte numbers <- device (blocks, count, 16). */
-static void *take_rows(const Trust *t, const void *device, int count) {
+/* Host (rows, count) of 4-byte numbers <- device (blocks, count, 16). */
+static void *take_rows(const Trust *t, Arena *into, const void *device, int count) {
     const int64_t rows = t->shard.count, entries = blocks_of(rows) * count * TSNE_BLOCK;
-    int32_t *to = ARENA_ARRAY(t->arena, int32_t, rows * count, "neighbours");
+    int32_t *to = ARENA_ARRAY(into, int32_t, rows * count, "neighbours");
     Arena *arena = arena_new();
     int32_t *from = ARENA_ARRAY(arena, int32_t, entries, "neighbours");
     dev_download(from, device, (size_t)entries * sizeof *from);
@@ -223,8 +223,8 @@ static void *take_rows(const Trust *t, const void *device, int count) {
 }
 
 static void take_neighbors(const Trust *t, TrustSpace *s) {
-    s->neighbor = take_rows(t, s->near, t->neighbors);
-    s->neighbor_distance = take_rows(t, s->near_distance, t->neighbors);
+    s->neighbor = take_rows(t, t->arena, s->near, t->neighbors);
+    s->neighbor_distance = take_rows(t, t->arena, s->near_distance, t->neighbors);
     for (int64_t i = 0; i < t->shard.count * t->neighbors; i++)
         s->neighbor_distance[i] = sqrtf(s->neighbor_distance[i]) / s->scale;
 }
@@ -232,14 +232,15 @@ static void take_neighbors(const Trust *t, TrustSpace *s) {
 /* The distances of all ranks' pairs, without the places that ask for none, on the first rank. */
 static void take_pairs(const Trust *t, TrustSpace *s, const TrustAsked *pairs) {
     const int each = pairs->count;
-    float *mine = take_rows(t, pairs->distance, each),
-          *all = ARENA_ARRAY(t->arena, float, t->shard.total *each, "pairs");
+    Arena *arena = arena_new();
+    float *mine = take_rows(t, arena, pairs->distance, each);
+    float *all = ARENA_ARRAY(arena, float, t->shard.total *each, "pairs");
     shard_gather(all, mine, (size_t)each * sizeof *all, t->shard);
-    int64_t count = 0;
-    for (int64_t i = 0; i < t->shard.total; i++) {
+    s->pairs = ARENA_ARRAY(t->arena, float, comm_rank() == 0 ? t->pairs : 0, "pairs");
+    for (int64_t i = 0, count = 0; comm_rank() == 0 && i < t->shard.total; i++) {
         const bool less = t->all_pairs && t->shard.total % 2 == 0 && 2 * i >= t->shard.total;
-        memmove(all + count, all + i * each, (size_t)(each - less) * sizeof *all);
+        memcpy(s->pairs + count, all + i * each, (size_t)(each - less) * sizeof *all);
         count += each - less;
     }
-    s->pairs = all;
+    arena_free(arena);
 }

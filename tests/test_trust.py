@@ -141,6 +141,7 @@ TRICKY = {
     "a grid": np.stack(np.meshgrid(*[np.arange(9.0)] * 2), -1).reshape(-1, 2),
     "all the same": np.full((50, 4), 2.5),
     "N = 5": np.random.default_rng(1).normal(size=(5, 3)),
+    "N = 20": np.random.default_rng(1).normal(size=(20, 3)),
     "N = 2": np.array([[0.0], [1.0]]),
     "large": np.random.default_rng(2).normal(size=(70, 6)) * 1e30,
     "small": np.random.default_rng(2).normal(size=(70, 6)) * 1e-30,
@@ -248,6 +249,35 @@ def test_audit_of_our_own_map(tmp_path, blobs):
         assert len(printed) == 10
         for name, value in printed.items():
             assert value == pytest.approx(float(found[f"{name}_overall"].values), abs=1e-6)
+
+
+def test_audit_of_a_range(tmp_path, blobs):
+    x, y = blobs[0], blobs[0][:, :2]
+    for name, part in (("whole", slice(None)), ("part", slice(100, 400))):
+        np.save(tmp_path / f"{name}.npy", x[part])
+        np.save(tmp_path / f"{name}_map.npy", y[part])
+    whole, part = (values(succeed(tmp_path / f"{name}.nc", "audit", "--input", tmp_path / f"{name}.npy", "--map",
+                                  tmp_path / f"{name}_map.npy", "--keep-neighbors", *more, ranks=2))
+                   for name, more in (("whole", ("--samples", "100:400")), ("part", ())))
+    assert np.array_equal(whole["input_neighbors"], part["input_neighbors"] + 100)
+    for name in ("input_map", "input_map_recall", "input_map_trustworthiness_overall", "input_map_cpd_overall"):
+        assert np.array_equal(whole[name], part[name]), name
+
+
+def test_points_that_come_in_pieces(tmp_path, blobs):
+    """Rows so wide that 64 MiB do not hold those of all ranks; most of their columns say nothing."""
+    x, y = blobs[0][:650], blobs[0][:650, :2]
+    wide = np.zeros((650, 32768), np.float32)
+    wide[:, 100:30000:2500] = x
+    np.save(tmp_path / "x.npy", wide)
+    np.save(tmp_path / "y.npy", y)
+    result = values(succeed(tmp_path / "r.nc", "audit", "--input", tmp_path / "x.npy", "--map", tmp_path / "y.npy",
+                            "--keep-neighbors", ranks=3))
+    assert (result["input_neighbors"] == np.argsort(ranks(x), axis=1, kind="stable")[:, 1:16]).mean() > 0.999
+    for measure, expected in measures(x, y, 15).items():
+        assert np.abs(result[f"input_map_{measure}"] - expected).max() < 0.07, measure
+        assert result[f"input_map_{measure}_overall"] == pytest.approx(expected.mean(), abs=1e-5)
+    assert result["input_map_cpd_overall"] == pytest.approx(spearmanr(pdist(x), pdist(y))[0], abs=1e-5)
 
 
 def test_audit_tells_a_good_map_from_a_bad_one(tmp_path, blobs):
