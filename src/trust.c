@@ -55,10 +55,10 @@ void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, co
 /* While the distances of pairs are brought together in the last space; or, on the first rank, while they are sorted. */
 double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors) {
     const double n = (double)rows, N = (double)total, each = pairs_per_row(total), spaces = 1 + maps, number = 4;
-    const double lists = n * neighbors * number * (5 * maps + 2 + 4 * spaces + maps), pairs = spaces * (n + N) * each;
+    const double lists = n * neighbors * number * (5 * maps + 2 + 4 * spaces + maps), pairs = spaces * N * each;
     const double packed = n * (width + 3.0 * maps) * number;
     const double passing = fmin(64 << 20, N * width * number) + 3 * fmin(64 << 20, n * width * number);
-    const double gathering = 2 * n * each + N * each, sorting = 5 * N * each;
+    const double gathering = 3 * n * each + 2 * N * each, sorting = 5 * N * each;
     return lists + packed + pairs * number + fmax(fmax(gathering, sorting) * number, 2 * n * each * number + passing);
 }
 
