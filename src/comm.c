@@ -19,6 +19,8 @@ static int rank, size, local_rank, local_size, cores;
 static const size_t PIECE_BYTES = (size_t)1 << 30;
 
 static void abort_job(int status) {
+    if (size == 1)
+        _Exit(status); /* started without mpirun, MPI_Abort would print a banner of its own */
     MPI_Abort(MPI_COMM_WORLD, status);
     _Exit(status);
 }

@@ -183,11 +183,8 @@ static void hash_inputs(Job *job) {
                   {o->predictions, job->predictions_sha256},
                   {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (others[i].spec) {
-            Dataset *file = dataset_open(job->arena, others[i].spec);
-            dataset_sha256(others[i].hex, file->path);
-            dataset_close(file);
-        }
+        if (others[i].spec)
+            dataset_sha256(others[i].hex, dataset_path(job->arena, others[i].spec));
 }
 
 void job_open(Job *job, Options *options) {
