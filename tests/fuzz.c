@@ -177,7 +177,8 @@ static void make_netcdf(const char *path, Bytes bytes) {
         for (int a = next(&bytes, 4); a > 0; a--) {
             const char *name = attributes[next(&bytes, 5)];
             nc_type kind = next(&bytes, 3) ? type : 1 + next(&bytes, 11);
-            if (kind < NC_STRING)
+            const bool again = nc_inq_attid(file, variable, name, NULL) == NC_NOERR; /* which the library gets wrong */
+            if (kind < NC_STRING && !again)
                 nc_put_att(file, variable, name, kind, (size_t)next(&bytes, 4), next_values(&bytes));
         }
         size_t extent[6], length;
