@@ -24,6 +24,10 @@ foreach(SOURCE ${TEST_SOURCES})
   set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
 endforeach()
 
+if(TARGET test_onnx_suite)
+  target_sources(test_onnx_suite PRIVATE tests/onnx_ways.c)
+endif()
+
 if(CUDA STREQUAL "HOST")
   cudahost_sources(tests/cudahost/selftest.cu)
   add_executable(cudahost_selftest tests/cudahost/selftest.cu)
