@@ -113,6 +113,7 @@ def data_bytes(value: bytes) -> bytes:
 def commands(mark: Path) -> dict[str, tuple[bytes, str]]:
     """Opcodes that leave one value after having run a command, and a word that tells which."""
     shell, python = text(f"touch {mark}"), text(f"open({str(mark)!r}, 'w')")
+    touch = b"(" + text("touch") + text(str(mark)) + b"l"
     system = b"cos\nsystem\n"
     os_module = call("builtins", "__import__", text("os"))
     empty = b"ccollections\nOrderedDict\n)R"
@@ -123,18 +124,17 @@ def commands(mark: Path) -> dict[str, tuple[bytes, str]]:
         "exec": (call("builtins", "exec", python), "builtins.exec"),
         "eval as Python 2 calls it": (call("__builtin__", "eval", python), "__builtin__.eval"),
         "open": (call("builtins", "open", text(str(mark)), text("w")), "builtins.open"),
-        "subprocess.call": (call("subprocess", "call", b"(" + text("touch") + text(str(mark)) + b"l"), "subprocess.call"),
-        "subprocess.Popen": (call("subprocess", "Popen", b"(" + text("touch") + text(str(mark)) + b"l"),
-                             "subprocess.Popen"),
+        "subprocess.call": (call("subprocess", "call", touch), "subprocess.call"),
+        "subprocess.Popen": (call("subprocess", "Popen", touch), "subprocess.Popen"),
         "subprocess.getoutput": (call("subprocess", "getoutput", shell), "subprocess.getoutput"),
         "getattr of an import": (b"cbuiltins\ngetattr\n(" + os_module + text("system") + b"tR(" + shell + b"tR",
                                  "builtins.__import__"),
-        "importlib": (b"cbuiltins\ngetattr\n(" + call("importlib", "import_module", text("os")) + text("system") + b"tR("
-                      + shell + b"tR", "importlib.import_module"),
+        "importlib": (b"cbuiltins\ngetattr\n(" + call("importlib", "import_module", text("os")) + text("system")
+                      + b"tR(" + shell + b"tR", "importlib.import_module"),
         "methodcaller": (call("operator", "methodcaller", text("system"), shell) + b"(" + os_module + b"tR",
                          "builtins.__import__"),
         "partial": (call("functools", "partial", system, shell) + b")R", "os.system"),
-        "a pickle in a pickle": (call("pickle", "loads", data_bytes(b"cos\nsystem\n(" + shell + b"tR.")), "pickle.loads"),
+        "a pickle in a pickle": (call("pickle", "loads", data_bytes(system + b"(" + shell + b"tR.")), "pickle.loads"),
         "timeit": (call("timeit", "timeit", text("pass"), python), "timeit.timeit"),
         "cProfile": (call("cProfile", "run", python), "cProfile.run"),
         "dots behind a module": (dotted("shutil", "os.system", shell), "shutil.os.system"),
@@ -250,27 +250,28 @@ def zips() -> Iterator[tuple[str, Malicious]]:
     }
     for name, data in header_only.items():
         yield name, Malicious(data, ())
+    almost = b"\xfe\xff\xff\xff"
     for name, at, value in (("method 99", 10, struct.pack("<H", 99)), ("bad checksum", 16, b"abcd"),
-                            ("size of 4 GiB", 20, b"\xfe\xff\xff\xff" * 2), ("offset of 4 GiB", 42, b"\xfe\xff\xff\xff"),
+                            ("size of 4 GiB", 20, almost * 2), ("offset of 4 GiB", 42, almost),
                             ("offset of another", 42, bytes(4))):
         yield f"{name} in the directory", Malicious(patched(good, CENTRAL, weight, at, value), ())
     end = good.rindex(END)
     for name, at, value in (("more entries than there are", 8, b"\xff\x7f\xff\x7f"), ("fewer entries", 8, b"\1\0\1\0"),
-                            ("directory of 4 GiB", 12, b"\xfe\xff\xff\xff"),
+                            ("directory of 4 GiB", 12, almost),
                             ("directory behind the end", 16, b"\xf0\xff\xff\xff")):
         yield name, Malicious(good[: end + at] + value + good[end + at + len(value) :], ())
     twice = pickled(TENSORS | {"evil": Entry(WEIGHT)})
     yield "two pickles of one name", Malicious(pth(more=[("model/data.pkl", twice)]), ("is there twice",))
     yield "two pickles", Malicious(pth(more=[("other/data.pkl", twice)]), ("expected one data.pkl",))
     yield "two storages of one name", Malicious(pth(more=[(weight, WEIGHT.tobytes())]), ("is there twice",))
-    yield "two storages of one name, neither needed", Malicious(pth(more=[("x", b"1"), ("x", b"2")]), ("is there twice",))
+    yield "two entries that nobody needs", Malicious(pth(more=[("x", b"1"), ("x", b"2")]), ("is there twice",))
     for stem in ("../", "/", "/etc/", "a/../../", "..\\", "C:\\", "\\\\host\\share\\", "a\x1b[31m/"):
         yield f"model in {stem!r}", Malicious(pth(stem=stem), ("bad.pth",))
         yield f"entry in {stem!r}", Malicious(pth(more=[(f"{stem}x", b"")]), ("bad.pth",))
     yield "model in a folder of a long name", Malicious(pth(stem="a" * 3000 + "/"), ("data.pkl",))
     yield "TorchScript", Malicious(pth(more=[("model/constants.pkl", b"")]), ("TorchScript",))
-    yield "big endian", Malicious(zipped([(n, b"big" if n.endswith("order") else d) for n, d in entries(TENSORS, GOOD)]),
-                                  ("byteorder",))
+    big = [(name, b"big" if name.endswith("order") else data) for name, data in entries(TENSORS, GOOD)]
+    yield "big endian", Malicious(zipped(big), ("byteorder",))
     yield "a zip in a zip", Malicious(zipped([("model/data.pkl", good)]), ("data.pkl",))
 
 
@@ -284,14 +285,15 @@ def bombs() -> Iterator[tuple[str, Malicious]]:
     yield "pickle of values", Malicious(pth(b"\x80\x02" + b"N" * 3_000_000 + b"."), ("too many values",))
     yield "one entry a hundred times", Malicious(repointed(100, 500_000), ())
     yield "a directory of 200,000 entries", Malicious(crowded(200_000), ("zip entries",))
-    laughs = b"]q\0" + b"".join(b"(" + b"h" + bytes([i]) * 1 + (b"h" + bytes([i])) * 9 + b"lq" + bytes([i + 1])
-                                for i in range(100))
-    yield "ten times a list of ten", Malicious(pth(b"\x80\x02" + laughs[:-2] + b"q\x64" + b"."), ("bad.pth",))
+    laughs = b"]q\0" + b"".join(b"0(" + (b"h" + bytes([i])) * 10 + b"lq" + bytes([i + 1]) for i in range(100))
+    yield "a list of ten, a hundred times", Malicious(pth(b"\x80\x02" + laughs + b"."), ("found a list",))
     yield "brackets", Malicious(pth(b"\x80\x02" + b"(" * 1_000_000 + b"."), ("bad.pth",))
     yield "a list in itself", Malicious(pth(b"\x80\x02]q\0h\0a."), ("found a list",))
-    yield "a state_dict in itself", Malicious(pth(b"\x80\x02}q\0" + text("state_dict") + b"h\0s."), ("without tensors",))
-    for name, opcode in (("text", b"X\xff\xff\xff\xff"), ("bytes", b"\x8e" + b"\xff" * 8), ("frame", b"\x95" + b"\xff" * 8),
-                         ("memo", b"Nr\xff\xff\xff\xff"), ("number", b"\x8b\xff\xff\xff\x7f")):
+    itself = b"\x80\x02}q\0" + text("state_dict") + b"h\0s."
+    yield "a state_dict in itself", Malicious(pth(itself), ("without tensors",))
+    for name, opcode in (("text", b"X\xff\xff\xff\xff"), ("bytes", b"\x8e" + b"\xff" * 8),
+                         ("frame", b"\x95" + b"\xff" * 8), ("memo", b"Nr\xff\xff\xff\xff"),
+                         ("number", b"\x8b\xff\xff\xff\x7f")):
         for form, wrap in (("", pth), (", legacy", lambda pickle: legacy(TENSORS, pickle))):
             yield f"{name} of 4 GiB{form}", Malicious(wrap(b"\x80\x04" + opcode + b"."), ("opcode",))
 

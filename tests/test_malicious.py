@@ -81,7 +81,8 @@ def test_python_runs_them(folder, corpus):
     idle = []
     for name, pickle in running:
         (folder / "one.pkl").write_bytes(pickle)
-        subprocess.run([sys.executable, "-S", folder / "unpickle.py", folder / "one.pkl"], capture_output=True, timeout=60)
+        command = [sys.executable, "-S", folder / "unpickle.py", folder / "one.pkl"]
+        subprocess.run(command, capture_output=True, timeout=60)
         if not (folder / "mark").exists():
             idle.append(name)
         (folder / "mark").unlink(missing_ok=True)
@@ -104,7 +105,8 @@ def test_refused(folder, corpus, reader):
 
 def test_the_sound_files_are_read(folder):
     """Those that the corpus is made from, in both formats: what is refused is refused for its own reason."""
-    for number, data in enumerate((malicious.pth(), malicious.legacy(malicious.TENSORS), malicious.pth(more=[("a", b"")]))):
+    sound = (malicious.pth(), malicious.legacy(malicious.TENSORS), malicious.pth(more=[("a", b"")]))
+    for number, data in enumerate(sound):
         path = folder / f"sound{number}.pth"
         path.write_bytes(data)
         done = subprocess.run([BINARY, "inspect", "--model", path], capture_output=True, text=True, timeout=60)
