@@ -81,8 +81,8 @@ static void check_flags(const PthFile *file) {
         if (header != nowhere) /* else it is behind 4 GiB */
             flags |= number_at(file, header + 6, 2);
         if (flags & ODD_FLAGS)
-            die("%s: zip entry %llu has flags 0x%llx, which mean encrypted or patched: torch.save writes none, the file "
-                "is damaged or made to mislead",
+            die("%s: zip entry %llu has flags 0x%llx, encrypted or patched, expected neither: the file is damaged or "
+                "made to mislead",
                 file->path, (unsigned long long)i, (unsigned long long)flags);
         at += ENTRY + number_at(file, at + 28, 2) + number_at(file, at + 30, 2) + number_at(file, at + 32, 2);
     }

@@ -40,7 +40,7 @@ static bool fails_on(const char *call, int file) {
 }
 
 /* The function that this one stands before. */
-#define NEXT(name) (__extension__(__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define NEXT(name) (__extension__(__typeof__(&name)) dlsym(RTLD_NEXT, #name))
 
 ssize_t write(int file, const void *data, size_t bytes) {
     return fails_on("write", file) ? -1 : NEXT(write)(file, data, bytes);
