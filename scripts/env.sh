@@ -11,6 +11,8 @@ export OMPI_MCA_hwloc_base_binding_policy=none
 export OMP_WAIT_POLICY=passive
 # So do ranks that wait for messages: a job beside others then ends in a third of the time.
 export OMPI_MCA_mpi_yield_when_idle=1
+# Ranks of one machine talk through its memory: looking for fast networks first takes longer than a small job.
+export OMPI_MCA_pml=${OMPI_MCA_pml-ob1}
 # Containers forbid reading another process's memory; Open MPI then prints a warning for each message.
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
 # Without ssh mpirun stops, although nothing here starts on another machine.

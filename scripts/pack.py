@@ -272,7 +272,8 @@ def print_command(output: Path, source: Source, rows: int, recipe: Recipe, besid
     """What to type next, on stdout."""
     shape = "x".join(map(str, recipe.shape))
     print(f"{output}: {rows} images of {shape}, {recipe.dtype}"
-          + (f", {len(source.categories)} categories" if source.categories else "") + ". Next, with your model:")
+          + (f", {len(source.categories)} {'category' if len(source.categories) == 1 else 'categories'}"
+             if source.categories else "") + ". Next, with your model:")
     words = ["cnnscope", "--model", "MODEL", "--images", f"{output}:image"]
     words += ["--labels", f"{output}:label"] if source.labelled else []
     words += ["--category-names", str(beside["categories"])] if "categories" in beside else []

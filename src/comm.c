@@ -22,6 +22,8 @@ static MPI_Win node_memory = MPI_WIN_NULL;
 static const size_t PIECE_BYTES = (size_t)1 << 30;
 
 static void abort_job(int status) {
+    if (size == 1)
+        _Exit(status); /* started without mpirun, MPI_Abort would print a banner of its own */
     MPI_Abort(MPI_COMM_WORLD, status);
     _Exit(status);
 }

@@ -19,7 +19,6 @@
 
 enum { MAGIC_BYTES = 8, CHECK_ELEMENTS = 1 << 16 };
 
-static void split_spec(Dataset *dataset);
 static void open_format(Dataset *dataset, const unsigned char magic[MAGIC_BYTES]);
 static void read_elements(Dataset *dataset, void *out, int64_t first, int64_t count);
 static void check_elements(Dataset *dataset, const void *values, int64_t first, int64_t count);
@@ -30,7 +29,9 @@ Dataset *dataset_open(Arena *arena, const char *spec) {
     dataset->source->arena = arena;
     dataset->source->nc = -1;
     dataset->spec = arena_printf(arena, "%s", spec);
-    split_spec(dataset);
+    dataset->path = dataset_path(arena, dataset->spec);
+    const size_t end = strlen(dataset->path);
+    dataset->source->key = dataset->spec[end] ? dataset->spec + end + 1 : NULL;
 
     int fd = dataset_file_open(dataset->path, &dataset->source->file_size);
     unsigned char magic[MAGIC_BYTES] = {0};
@@ -41,6 +42,19 @@ Dataset *dataset_open(Arena *arena, const char *spec) {
         dataset_die(dataset, "cannot be read: %s", strerror(error));
     open_format(dataset, magic);
     return dataset;
+}
+
+const char *dataset_path(Arena *arena, const char *spec) {
+    struct stat info;
+    char *path = arena_printf(arena, "%s", spec);
+    if (stat(spec, &info) == 0)
+        return path;
+    for (char *colon; (colon = strrchr(path, ':'));) {
+        *colon = '\0';
+        if (path[0] && stat(path, &info) == 0)
+            return path;
+    }
+    return spec;
 }
 
 void dataset_close(Dataset *dataset) {
@@ -115,24 +129,6 @@ void dataset_list_add(char list[DATASET_LIST_BYTES], const char *name) {
         return;
     }
     snprintf(list + used, 90, "%s%.80s", used ? ", " : "", name);
-}
-
-/* path and source->key out of the spec: the longest file name followed by a colon, unless the whole is a file's name.
- */
-static void split_spec(Dataset *dataset) {
-    dataset->path = dataset->spec;
-    struct stat info;
-    if (stat(dataset->spec, &info) == 0)
-        return;
-    char *path = arena_printf(dataset->source->arena, "%s", dataset->spec);
-    for (char *colon; (colon = strrchr(path, ':'));) {
-        *colon = '\0';
-        if (path[0] && stat(path, &info) == 0) {
-            dataset->path = path;
-            dataset->source->key = dataset->spec + (colon - path) + 1;
-            return;
-        }
-    }
 }
 
 static void open_format(Dataset *dataset, const unsigned char magic[MAGIC_BYTES]) {

@@ -21,6 +21,9 @@ typedef struct Dataset {
     struct DatasetSource *source; /* private to dataset.c */
 } Dataset;
 
+/* The file of a spec: the longest file name followed by a colon, unless the whole is a file's name (or nothing is). */
+const char *dataset_path(Arena *arena, const char *spec);
+
 /* Opens and checks the header; reads no samples (but .csv and .pt are read whole). Dies when the file is not what the
  * spec says: missing, a directory, empty, truncated, of another format, Fortran order, an unknown key (keys listed). */
 Dataset *dataset_open(Arena *arena, const char *spec);

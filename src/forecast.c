@@ -22,6 +22,7 @@
 #include "comm.h"
 #include "error.h"
 #include "forecast_parts.h"
+#include "partial.h"
 #include "progress.h"
 
 enum {
@@ -61,7 +62,7 @@ void forecast(Job *job) {
     if (o->tsne_samples >= 0 && o->tsne_samples < f.mapped)
         f.mapped = o->tsne_samples;
     if (!error_caught())
-        output_check_path(o->output, o->overwrite);
+        partial_check(o->output, o->overwrite);
     comm_all_ok();
     job->output = output_count();
     job_put_samples(job);

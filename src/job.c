@@ -203,11 +203,10 @@ static void hash_inputs(Job *job) {
         {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {
-            Dataset *file = dataset_open(job->arena, others[i].spec);
-            dataset_sha256(others[i].hex, file->path);
+            const char *path = dataset_path(job->arena, others[i].spec);
+            dataset_sha256(others[i].hex, path);
             if (others[i].key)
-                *others[i].key = arena_printf(job->arena, "%s", others[i].spec + strlen(file->path));
-            dataset_close(file);
+                *others[i].key = arena_printf(job->arena, "%s", others[i].spec + strlen(path));
         }
 }
 

@@ -8,8 +8,11 @@
 #include "model_draw.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "error.h"
 
@@ -155,14 +158,27 @@ static void write_dot(FILE *out, const Graph *graph, int nominal) {
     fputs("}\n", out);
 }
 
+/* Beside the old file, until it is whole; a device or a pipe is written as it is. */
 void model_dot(const Graph *graph, int nominal, const char *path, bool overwrite) {
-    FILE *out = fopen(path, overwrite ? "w" : "wx");
-    if (!out && errno == EEXIST)
+    struct stat info;
+    const bool there = stat(path, &info) == 0, plain = !there || S_ISREG(info.st_mode);
+    if (there && !overwrite)
         die("%s: exists already, expected a new file: give --overwrite to replace it", path);
+    Arena *arena = arena_new();
+    const char *target = plain ? arena_printf(arena, "%s.partial", path) : path;
+    signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit fails with EFBIG, and says so */
+    FILE *out = fopen(target, "w");
     if (!out)
         die("%s: cannot be written: %s", path, strerror(errno));
     write_dot(out, graph, nominal);
-    const bool failed = fflush(out) || ferror(out);
-    if (fclose(out) || failed)
-        die("%s: cannot be written: %s", path, strerror(errno));
+    int error = fflush(out) || ferror(out) ? errno : 0;
+    if (fclose(out) && !error)
+        error = errno;
+    if (!error && plain && rename(target, path))
+        error = errno;
+    if (error && plain)
+        unlink(target);
+    if (error)
+        die("%s: cannot be written: %s", path, strerror(error));
+    arena_free(arena);
 }

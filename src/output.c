@@ -261,38 +261,30 @@
  *         :status = "complete" ;
  * }
  */
-#define _GNU_SOURCE /* F_OFD_SETLK */
 #include "output.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <netcdf.h>
 #include <netcdf_par.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "comm.h"
 #include "dataset.h"
 #include "error.h"
+#include "partial.h"
 #include "stop.h"
 #include "watchdog.h"
 
-enum {
-    PATH_BYTES = 4096,
-    CHUNK_BYTES = 256 << 10 /* of a compressed variable: read as a whole for a single sample */
-};
+enum { CHUNK_BYTES = 256 << 10 /* of a compressed variable: read as a whole for a single sample */ };
 
 static const double SLOW_DISK = 1e7; /* bytes/s: how slow the watchdog lets it be */
 
 struct Output {
+    Partial partial;
     int file;
-    int lock;     /* rank 0: holds the .partial for this job */
     int compress; /* level of deflate, 0 = none */
-    char path[PATH_BYTES], partial[PATH_BYTES + 16];
     bool counts; /* there is no file: only the bytes of what is declared are added up */
     int64_t bytes;
 };
@@ -301,94 +293,19 @@ static void check(const Output *output, int status, const char *what) {
     if (status == NC_NOERR)
         return;
     if (status == NC_EHDFERR || status > 0)
-        die("%s: %s failed (%s); is the disk full, or a quota or file-size limit reached?", output->path, what,
+        die("%s: %s failed (%s); is the disk full, or a quota or file-size limit reached?", output->partial.path, what,
             nc_strerror(status));
-    die("%s: %s failed: %s", output->path, what, nc_strerror(status));
-}
-
-void output_check_path(const char *path, bool overwrite) {
-    struct stat info;
-    char folder[PATH_BYTES];
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash)
-        slash[slash == folder] = '\0';
-    else
-        snprintf(folder, sizeof folder, ".");
-    if (strlen(path) >= PATH_BYTES - 16)
-        die("--output: the path is longer than %d characters", PATH_BYTES - 16);
-    if (strchr(path, ':'))
-        die("%s: holds a ':', which MPI-IO takes for the end of a file system's name; choose another --output", path);
-    if (stat(folder, &info) != 0)
-        die("%s: its folder %s cannot be used (%s); create it first", path, folder, strerror(errno));
-    if (!S_ISDIR(info.st_mode))
-        die("%s: %s is not a folder", path, folder);
-    if (access(folder, W_OK | X_OK) != 0)
-        die("%s: folder %s cannot be written to (%s)", path, folder, strerror(errno));
-    if (stat(path, &info) == 0) {
-        if (!S_ISREG(info.st_mode))
-            die("%s: exists and is not a file; choose another --output", path);
-        if (!overwrite)
-            die("%s: exists already; choose another --output, or give --overwrite", path);
-    }
-}
-
-/* A lock on a new or old .partial, or a refusal. It is the kernel's, and goes when the process does, so that it tells a
- * living job on any node from a killed one. It is on one byte far behind the data, because MPI-IO locks what it writes on
- * some file systems; and it belongs to the open file, because a process loses an ordinary lock as soon as it closes the
- * file elsewhere, as MPI-IO does. A file system without locks gives no protection. */
-static int open_locked(const char *partial, int how) {
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)1 << 62, .l_len = 1};
-    int file = open(partial, O_CREAT | O_RDWR | how, 0666);
-    if (file < 0 && errno != EEXIST)
-        die("%s: cannot be created: %s", partial, strerror(errno));
-    if (file < 0 || (fcntl(file, F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)))
-        die("%s: another job is writing it; wait for that job, or choose another --output", partial);
-    return file;
-}
-
-static uint64_t inode_of(int file) {
-    struct stat info;
-    return fstat(file, &info) == 0 ? info.st_ino : 0;
-}
-
-/* The .partial for this job alone, a new file: ranks of a lost job may still be writing the old one (on a node that
- * hangs), and go on doing so where it hurts nobody. */
-static int take_partial(const char *partial, const char *path, bool overwrite) {
-    struct stat there;
-    int old = open_locked(partial, 0);
-    error_set_unfinished(partial, inode_of(old)); /* the lock makes it ours to remove */
-    /* Another job may have ended since we looked, and have renamed what we opened. */
-    output_check_path(path, overwrite);
-    if (stat(partial, &there) != 0 || there.st_ino != inode_of(old))
-        die("%s: another job has just ended writing it; run this one again, or choose another --output", partial);
-    if (unlink(partial) != 0)
-        die("%s: a killed job left it, and it cannot be removed: %s", partial, strerror(errno));
-    int file = open_locked(partial, O_EXCL);
-    error_set_unfinished(partial, inode_of(file));
-    close(old);
-    return file;
+    die("%s: %s failed: %s", output->partial.path, what, nc_strerror(status));
 }
 
 Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
-    uint64_t inode = 0;
-    if (!error_caught()) {
-        if (!output)
-            die("out of memory");
-        output_check_path(path, overwrite);
-        snprintf(output->path, sizeof output->path, "%s", path);
-        snprintf(output->partial, sizeof output->partial, "%s.partial", path);
-        if (comm_rank() == 0)
-            output->lock = take_partial(output->partial, path, overwrite);
-    }
-    comm_all_ok();
+    if (!output)
+        die("out of memory");
+    partial_take(&output->partial, path, overwrite);
     output->compress = compress;
-    if (comm_rank() == 0)
-        inode = inode_of(output->lock);
-    comm_broadcast(&inode, sizeof inode);
-    error_set_unfinished(output->partial, inode);
-    check(output, nc_create_par(output->partial, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
+    check(output,
+          nc_create_par(output->partial.name, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
 }
@@ -457,8 +374,8 @@ static int dimension(Output *output, const char *name, int64_t length) {
     }
     check(output, nc_inq_dimlen(output->file, id, &known), legal);
     if ((int64_t)known != length)
-        die("%s: dimension %s would need lengths %zu and %lld; two layers have the same name in the file", output->path,
-            legal, known, (long long)length);
+        die("%s: dimension %s would need lengths %zu and %lld; two layers have the same name in the file",
+            output->partial.path, legal, known, (long long)length);
     return id;
 }
 
@@ -591,22 +508,12 @@ int64_t output_bytes(const Output *output) {
     return bytes;
 }
 
-static void sync_path(const char *path, const char *name) {
-    int file = open(path, O_RDONLY);
-    if (file < 0 || fsync(file) != 0)
-        die("%s: cannot be made durable: %s", name, strerror(errno));
-    close(file);
-}
-
 void output_flush(Output *output) {
     int status = nc_enddef(output->file);
     if (status != NC_ENOTINDEFINE)
         check(output, status, "defining variables");
     check(output, nc_sync(output->file), "writing the file");
-    comm_barrier();
-    if (!error_caught() && comm_rank() == 0)
-        sync_path(output->partial, output->path);
-    comm_all_ok();
+    partial_sync(&output->partial);
 }
 
 void output_finish(Output *output) {
@@ -615,25 +522,8 @@ void output_finish(Output *output) {
     const double patience = (double)output_bytes(output) / SLOW_DISK;
     watchdog_allow(patience);
     check(output, nc_close(output->file), "closing the file");
-    comm_barrier(); /* every rank has closed before one renames */
     watchdog_allow(patience);
     stop_ignore(); /* what is left is short, and then there is nothing to go on with */
-    if (!error_caught()) {
-        if (comm_rank() == 0) {
-            char folder[PATH_BYTES];
-            sync_path(output->partial, output->path);
-            if (rename(output->partial, output->path) != 0)
-                die("%s: cannot be renamed to its name: %s", output->partial, strerror(errno));
-            snprintf(folder, sizeof folder, "%s", output->path);
-            char *slash = strrchr(folder, '/');
-            if (slash)
-                slash[slash == folder] = '\0';
-            sync_path(slash ? folder : ".", output->path);
-        }
-    }
-    comm_all_ok();
-    error_set_unfinished(NULL, 0);
-    if (comm_rank() == 0)
-        close(output->lock);
+    partial_rename(&output->partial);
     free(output);
 }

@@ -31,9 +31,6 @@ Output *output_create(const char *path, bool overwrite, int compress);
 Output *output_count(void);
 int64_t output_counted(Output *output);
 
-/* What output_create refuses of a path without opening anything. Not Collective. */
-void output_check_path(const char *path, bool overwrite);
-
 int output_var(Output *output, const OutputVar *var); /* gives the variable's id */
 
 /* Attributes of a variable, or of the file (var = OUTPUT_GLOBAL). */

@@ -3,8 +3,8 @@
  * The pickle gives each tensor's storage, offset, shape and strides; all are checked against the storage's size before
  * a byte is read. Only storages that the state_dict needs are read (a checkpoint's optimizer is two thirds of it), and
  * a contiguous tensor is a pointer into its storage: reading costs one copy of the weights, two of those that are not
- * contiguous. A tensor with more elements than its storage (an expanded one) is refused: a file of a hundred bytes
- * could otherwise ask for any amount of memory. */
+ * contiguous. A tensor that uses elements of its storage more than once (an expanded one) is refused: a file of a
+ * hundred bytes could otherwise ask for any amount of memory. */
 #include "pth.h"
 
 #include <limits.h>
@@ -48,6 +48,7 @@ StateDict *pth_read(Arena *arena, const void *bytes, size_t size, const char *pa
     Pickle pickle;
     const PickleValue *root =
         pickle_value(&pickle, zip ? pth_zip_pickle(&file, &pickle) : pth_legacy_pickle(&file, &pickle));
+    pth_refuse_commands(&file, &pickle);
     StateDict *state = ARENA_ARRAY(arena, StateDict, 1, path);
     *state = (StateDict){
         .path = path, .format = zip ? "torch.save, zip" : "torch.save, legacy", .found_under = "", .prefix = ""};
@@ -249,6 +250,24 @@ static void tensor_parse(Tensor *tensor, Placement *placement, PthFile *file, co
         die("%s: tensor %s has more than 2^63 elements: the file is damaged", file->path, name);
 }
 
+/* Whether an element of the storage may belong to two of the tensor: each stride must step over all that the smaller
+ * ones reach. */
+static bool overlaps(const Tensor *tensor, const Placement *placement) {
+    bool seen[STATE_RANK_MAX] = {false};
+    int64_t reach = 0;
+    for (int step = 0; step < tensor->rank; step++) {
+        int least = -1;
+        for (int d = 0; d < tensor->rank; d++)
+            if (!seen[d] && (least < 0 || placement->stride[d] < placement->stride[least]))
+                least = d;
+        seen[least] = true;
+        if (tensor->shape[least] > 1 && placement->stride[least] <= reach)
+            return true;
+        reach += (tensor->shape[least] - 1) * placement->stride[least];
+    }
+    return false;
+}
+
 static bool is_contiguous(const Tensor *tensor, const Placement *placement) {
     int64_t expected = 1;
     for (int d = tensor->rank; d-- > 0; expected *= tensor->shape[d])
@@ -286,6 +305,10 @@ static void tensor_place(Tensor *tensor, const Placement *placement, const Stora
     if (tensor->size > storage->numel)
         die("%s: tensor %s has %lld elements in a storage of %lld (an expanded tensor): save it after .contiguous()",
             file->path, tensor->name, (long long)tensor->size, (long long)storage->numel);
+    if (tensor->size > 0 && overlaps(tensor, placement))
+        die("%s: tensor %s uses elements of its storage more than once (an expanded tensor): save it after "
+            ".contiguous()",
+            file->path, tensor->name);
     if (tensor->size == 0) {
         tensor->data = storage->data;
     } else if (is_contiguous(tensor, placement)) {

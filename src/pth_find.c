@@ -6,6 +6,7 @@
 #include "error.h"
 #include "pth_parts.h"
 
+enum { PARTS = 16, PART_BYTES = 128 }; /* of a dotted name */
 enum { DEPTH = 4, GLOBALS_SHOWN = 20, GLOBALS_SEEN = 1000, KEYS_SHOWN = 8 };
 
 static const char *const usual_keys[] = {"state_dict", "model_state_dict", "model", "model_ema"};
@@ -155,7 +156,57 @@ static _Noreturn void refuse_dict(const PthFile *file, const Pickle *pickle, con
         file->path, dict->items.count, keys, dict->items.count > KEYS_SHOWN ? ", ..." : "");
 }
 
+static bool is_one_of(const char *const *words, const char *word, size_t length) {
+    for (; *words; words++)
+        if (strlen(*words) == length && !memcmp(*words, word, length))
+            return true;
+    return false;
+}
+
+/* A dotted name that goes through one of these modules, or ends in one of these functions of Python; or one longer than
+ * honest ones are. The list protects nobody: nothing is run, whatever its name. It is there so that a file made to attack
+ * those who load it in Python is not taken for a model because its weights are sound. */
+static bool may_run_commands(const Pickle *pickle, const PickleValue *global) {
+    static const char *const modules[] = {"os",        "posix",  "nt",     "pty",     "subprocess", "sys",     "runpy",
+                                          "importlib", "shutil", "ctypes", "marshal", "pickle",     "_pickle", NULL};
+    static const char *const python[] = {"builtins", "__builtins__", "__builtin__", NULL};
+    static const char *const functions[] = {"eval", "exec", "execfile", "compile", "open", "__import__", "apply", NULL};
+    const PickleValue *const texts[] = {pickle_value(pickle, global->global.module),
+                                        pickle_value(pickle, global->global.name)};
+    bool of_python = false;
+    int parts = 0;
+    for (int t = 0; t < 2; t++) {
+        const char *at = texts[t]->text.bytes, *const end = at + texts[t]->text.length;
+        for (const char *dot; at <= end; at = dot + 1) {
+            dot = memchr(at, '.', (size_t)(end - at));
+            dot = dot ? dot : end;
+            const size_t length = (size_t)(dot - at);
+            const bool last = t == 1 && dot == end;
+            if (length > PART_BYTES || ++parts > PARTS ||
+                (last ? of_python && is_one_of(functions, at, length) : is_one_of(modules, at, length)))
+                return true;
+            of_python = is_one_of(python, at, length);
+        }
+    }
+    return false;
+}
+
+void pth_refuse_commands(const PthFile *file, const Pickle *pickle) {
+    for (uint32_t i = 1; i < pickle->value_count; i++) {
+        const PickleValue *global = &pickle->values[i];
+        if (global->kind != PICKLE_GLOBAL || !may_run_commands(pickle, global))
+            continue;
+        bool called = false;
+        for (uint32_t k = 1; k < pickle->value_count && !called; k++)
+            called = pickle->values[k].kind == PICKLE_CALL && called_global(pickle, &pickle->values[k]) == global;
+        die("%s: pickle %s %s at byte %u of %s, which may run commands where it is loaded in Python (here nothing was "
+            "run); expected weights alone: ask for them as .safetensors",
+            file->path, called ? "calls" : "names", pickle_printable(pickle, global), global->at, pickle->part);
+    }
+}
+
 void pth_refuse(const PthFile *file, const Pickle *pickle, const PickleValue *root) {
+    pth_refuse_commands(file, pickle);
     if (is_module(pickle, root))
         refuse_module(file, pickle, root, NULL);
     if (root->kind == PICKLE_DICT)

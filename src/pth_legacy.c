@@ -79,6 +79,7 @@ void pth_legacy_storages(PthFile *file, Pickle *pickle, Storage *storages, int c
     size_t all_count;
     const Storage *all = all_storages(&all_count, file, pickle);
     const PickleValue *keys = pickle_value(pickle, pickle_run(pickle));
+    pth_refuse_commands(file, pickle);
     if (keys->kind != PICKLE_LIST)
         die("%s: found %s before byte %zu, expected the list of storages: the file is damaged", file->path,
             pickle_kind_name(keys->kind), pickle->at);

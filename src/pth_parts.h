@@ -56,6 +56,9 @@ const PickleValue *pth_tensor_arguments(const Pickle *pickle, const PickleValue 
 /* Dies because nothing in the file is a state_dict: names the global called first, or what the file holds. */
 _Noreturn void pth_refuse(const PthFile *file, const Pickle *pickle, const PickleValue *root);
 
+/* Dies where the pickle names what runs commands: nothing of it is run here, but no honest file has it. */
+void pth_refuse_commands(const PthFile *file, const Pickle *pickle);
+
 /* "is made by NAME (byte N)" of an object, "is a dict" ... of others; in the arena. */
 const char *pth_describe(const Pickle *pickle, const PickleValue *value);
 

@@ -41,6 +41,53 @@ static size_t count_headers(const PthFile *file) {
     return headers;
 }
 
+static uint64_t number_at(const PthFile *file, uint64_t at, int bytes) {
+    uint64_t number = 0;
+    if (at > file->size || file->size - at < (uint64_t)bytes)
+        die("%s: its zip directory leads beyond its end: the file is truncated or damaged", file->path);
+    for (int i = bytes; i-- > 0;)
+        number = number << 8 | file->bytes[at + (uint64_t)i];
+    return number;
+}
+
+static bool is_at(const PthFile *file, uint64_t at, const char signature[4]) {
+    number_at(file, at, 4);
+    return !memcmp(file->bytes + at, signature, 4);
+}
+
+/* Where the record is that ends the directory: it is the last of the file but for a comment. */
+static uint64_t end_record(const PthFile *file) {
+    enum { RECORD = 22, COMMENT_MAX = 65535 };
+    for (size_t back = RECORD; back <= file->size && back <= RECORD + COMMENT_MAX; back++)
+        if (is_at(file, file->size - back, "PK\5\6") && number_at(file, file->size - back + 20, 2) == back - RECORD)
+            return file->size - back;
+    die("%s: its zip directory has no end: the file is truncated or damaged", file->path);
+}
+
+/* No entry may be called encrypted, patched or masked, in the directory or before its bytes. Readers differ in which of
+ * these flags they look at, so that a file can be one thing to a scanner and another to those who load it. */
+static void check_flags(const PthFile *file) {
+    enum { ODD_FLAGS = 1 | 1 << 5 | 1 << 6 | 1 << 13, ENTRY = 46 };
+    const uint64_t end = end_record(file), nowhere = UINT32_MAX;
+    uint64_t count = number_at(file, end + 10, 2), at = number_at(file, end + 16, 4);
+    if (end >= 20 && is_at(file, end - 20, "PK\6\7")) { /* the locator of the Zip64 record */
+        const uint64_t large = number_at(file, end - 12, 8);
+        count = number_at(file, large > SIZE_MAX / 2 ? SIZE_MAX : large + 32, 8);
+        at = number_at(file, large + 48, 8);
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        const uint64_t header = number_at(file, at > SIZE_MAX / 2 ? SIZE_MAX : at + 42, 4);
+        uint64_t flags = number_at(file, at + 8, 2);
+        if (header != nowhere) /* else it is behind 4 GiB */
+            flags |= number_at(file, header + 6, 2);
+        if (flags & ODD_FLAGS)
+            die("%s: zip entry %llu has flags 0x%llx, encrypted or patched, expected neither: the file is damaged or "
+                "made to mislead",
+                file->path, (unsigned long long)i, (unsigned long long)flags);
+        at += ENTRY + number_at(file, at + 28, 2) + number_at(file, at + 30, 2) + number_at(file, at + 32, 2);
+    }
+}
+
 static zip_t *open_archive(PthFile *file) {
     size_t headers = count_headers(file);
     if (headers > file->memory_left / ENTRY_BYTES)
@@ -49,10 +96,11 @@ static zip_t *open_archive(PthFile *file) {
     zip_error_t error;
     zip_error_init(&error);
     zip_source_t *source = zip_source_buffer_create(file->bytes, file->size, 0, &error);
-    zip_t *zip = source ? zip_open_from_source(source, ZIP_RDONLY, &error) : NULL;
+    zip_t *zip = source ? zip_open_from_source(source, ZIP_RDONLY | ZIP_CHECKCONS, &error) : NULL;
     if (!zip) {
         char reason[256];
-        snprintf(reason, sizeof reason, "%s", zip_error_strerror(&error));
+        snprintf(reason, sizeof reason, "%s",
+                 zip_error_code_zip(&error) == ZIP_ER_EXISTS ? "an entry is there twice" : zip_error_strerror(&error));
         zip_error_fini(&error);
         if (source)
             zip_source_free(source);
@@ -90,7 +138,21 @@ static uint8_t *read_entry(size_t *size, PthFile *file, zip_t *zip, zip_int64_t 
     return bytes;
 }
 
-/* Index of the one NAME/data.pkl; stem gets NAME/. */
+/* A name that would lie outside of the folder it is unpacked in: nothing is unpacked here, but torch.save writes none. */
+static bool leads_outside(const char *name) {
+    if (*name == '/' || *name == '\\' || (*name && name[1] == ':'))
+        return true;
+    for (;;) {
+        const size_t length = strcspn(name, "/\\");
+        if (length == 2 && name[0] == '.' && name[1] == '.')
+            return true;
+        name += length;
+        if (!*name++)
+            return false;
+    }
+}
+
+/* Index of the one NAME/data.pkl; stem gets NAME/. Every name is looked at on the way. */
 static zip_int64_t find_pickle(char stem[STEM_MAX], const PthFile *file, zip_t *zip) {
     static const char leaf[] = "data.pkl";
     zip_int64_t found = -1, count = zip_get_num_entries(zip, 0);
@@ -99,6 +161,9 @@ static zip_int64_t find_pickle(char stem[STEM_MAX], const PthFile *file, zip_t *
         if (!name || zip_name_locate(zip, name, ZIP_FL_ENC_RAW) != i)
             zip_die(zip, "%s: zip entry %s is there twice: the file is damaged or made to mislead", file->path,
                     name ? name : "without a name");
+        if (leads_outside(name))
+            zip_die(zip, "%s: zip entry %s lies outside of the file's folder: the file is made to mislead", file->path,
+                    name);
         size_t length = strlen(name), before = length - (sizeof leaf - 1);
         if (length < sizeof leaf - 1 || strcmp(name + before, leaf) || (before && name[before - 1] != '/') ||
             before >= STEM_MAX)
@@ -133,6 +198,7 @@ PickleRef pth_zip_pickle(PthFile *file, Pickle *pickle) {
     const uint8_t *bytes = read_entry(&size, file, zip, data, "data.pkl");
     const uint8_t *order_text = order >= 0 ? read_entry(&order_size, file, zip, order, "byteorder") : NULL;
     zip_discard(zip);
+    check_flags(file);
     if (order_text && (order_size != 6 || memcmp(order_text, "little", 6)))
         die("%s: byteorder is %.*s, expected little: save it again on a little-endian machine", file->path,
             order_size < 16 ? (int)order_size : 16, (const char *)order_text);

@@ -85,6 +85,17 @@ def save(path: Path, tensors: dict[str, Entry], pickle: bytes | None = None) -> 
     return path
 
 
+def legacy(tensors: dict[str, Entry], pickle: bytes | None = None, keys: bytes | None = None) -> bytes:
+    """The same as torch.save wrote before PyTorch 1.6: five pickles in a row, then the storages. keys: the fifth."""
+    head = (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." b"\x80\x02M\xe9\x03."
+            b"\x80\x02}" + text("little_endian") + b"\x88s.")
+    names = b"\x80\x02](" + b"".join(text(str(number)) for number in range(len(tensors))) + b"e."
+    sizes = (entry.values.size if entry.numel is None else entry.numel for entry in tensors.values())
+    data = b"".join(struct.pack("<Q", size % 2**64)
+                    + entry.values.astype("<f4").tobytes() for size, entry in zip(sizes, tensors.values()))
+    return head + (pickled(tensors) if pickle is None else pickle) + (names if keys is None else keys) + data
+
+
 def calling(module: str, name: str, argument: str) -> bytes:
     """A pickle that, where pickles are run, calls module.name(argument)."""
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + text(argument) + b"\x85R."

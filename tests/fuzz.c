@@ -1,10 +1,11 @@
 /* fuzz.c: libFuzzer on everything that reads bytes from outside. One program, one parser a run:
  *
- *     FUZZ=pth|safetensors|onnx|dataset|keyed|names|options build/fuzz [libFuzzer's options] CORPUS
+ *     FUZZ=pth|safetensors|onnx|dataset|keyed|csv|netcdf|names|options build/fuzz [libFuzzer's options] CORPUS
  *
  * A parser may refuse (die, caught here) or read; it may not touch memory that is not its own, overflow, hang, ask for
  * memory the input cannot fill, or leave a message of several lines. What it reads is used: each value is looked at. */
 #include <fcntl.h>
+#include <netcdf.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -81,18 +82,121 @@ static void read_spec(Arena *arena, const char *spec) {
 }
 
 static void run_dataset(Arena *arena, const uint8_t *bytes, size_t size) {
-    if (size >= 4 && (memcmp(bytes, "\x89HDF", 4) == 0 || memcmp(bytes, "CDF", 3) == 0))
+    if (size >= 4 && memcmp(bytes, "\x89HDF", 4) == 0)
         return; /* the library's parser, not ours */
     if (size && bytes[0] == 0x80)
         return; /* a pickle: the target pth */
     read_spec(arena, as_file(bytes, size));
 }
 
-/* .npz and .csv: told by content. */
 static void run_keyed(Arena *arena, const uint8_t *bytes, size_t size) {
     if (size && bytes[0] == 0x80)
         return;
     read_spec(arena, arena_printf(arena, "%s:x", as_file(bytes, size)));
+}
+
+static char own_path[64]; /* of a file with a name of its own, removed at the end */
+
+static void remove_own(void) {
+    unlink(own_path);
+}
+
+/* /tmp/fuzz-PID.END, which is not there. */
+static const char *own_file(const char *end) {
+    if (!own_path[0]) {
+        snprintf(own_path, sizeof own_path, "/tmp/fuzz-%ld.%s", (long)getpid(), end);
+        atexit(remove_own);
+    }
+    unlink(own_path);
+    return own_path;
+}
+
+/* Told by its name only. */
+static void run_csv(Arena *arena, const uint8_t *bytes, size_t size) {
+    const char *path = as_file(bytes, size), *link = own_file("csv");
+    if (symlink(path, link))
+        abort();
+    read_spec(arena, arena_printf(arena, "%s:x", link));
+}
+
+/* ---- netCDF ----------------------------------------------------------------------------------------------------
+ * The library's own parser of netCDF-4 loops for ever on some damaged files and is not ours to mend; a classic file is
+ * proved sound before the library sees it, so that bytes of one are taken as they are. Of netCDF-4 the layer above is
+ * tried, on sound files of odd types, shapes and attributes, which the bytes describe. */
+
+typedef struct {
+    const uint8_t *at, *end;
+} Bytes;
+
+static int next(Bytes *bytes, int below) {
+    return bytes->at < bytes->end ? *bytes->at++ % below : 0;
+}
+
+static const void *next_values(Bytes *bytes) {
+    static uint8_t values[1024]; /* 3^4 of the largest type, and more */
+    const size_t left = (size_t)(bytes->end - bytes->at), taken = left < 16 ? left : 16;
+    for (size_t i = 0; taken && i < sizeof values; i++)
+        values[i] = bytes->at[i % taken];
+    bytes->at += taken;
+    return values;
+}
+
+static nc_type next_type(Bytes *bytes, int file) {
+    nc_type type = next(bytes, 16);
+    if (type == 13 && nc_def_compound(file, 8, "pair", &type) == NC_NOERR)
+        nc_insert_compound(file, type, "a", 0, NC_INT);
+    else if (type == 14)
+        nc_def_opaque(file, 5, "five", &type);
+    else if (type == 15)
+        nc_def_vlen(file, "many", NC_INT, &type);
+    return type;
+}
+
+/* A file of a few small dimensions and variables. What the library refuses is left out. */
+static void make_netcdf(const char *path, Bytes bytes) {
+    static const int formats[] = {0, NC_64BIT_OFFSET, NC_64BIT_DATA, NC_NETCDF4, NC_NETCDF4 | NC_CLASSIC_MODEL};
+    static const char *const names[] = {"x", "y", "d0"}, *const attributes[] = {"_FillValue", "scale_factor",
+                                                                                "add_offset", "_Unsigned", "units"};
+    int file, dims[4], variable;
+    if (nc_create(path, NC_CLOBBER | formats[next(&bytes, 5)], &file))
+        abort();
+    const int dimensions = 1 + next(&bytes, 4), variables = next(&bytes, 4);
+    for (int d = 0; d < dimensions; d++) {
+        const char name[] = {'d', (char)('0' + d), '\0'};
+        if (nc_def_dim(file, name, (size_t)next(&bytes, 4), &dims[d])) /* 0: unlimited */
+            dims[d] = 0;
+    }
+    for (int v = 0; v < variables; v++) {
+        const size_t start[6] = {0}, count[6] = {3, 3, 3, 3, 3, 3};
+        const nc_type type = next_type(&bytes, file);
+        int rank = next(&bytes, 7), of[6];
+        for (int d = 0; d < rank; d++)
+            of[d] = dims[next(&bytes, dimensions)];
+        if (nc_def_var(file, names[v % 3], type, rank, of, &variable))
+            continue;
+        for (int a = next(&bytes, 4); a > 0; a--) {
+            const char *name = attributes[next(&bytes, 5)];
+            nc_type kind = next(&bytes, 3) ? type : 1 + next(&bytes, 11);
+            const bool again = nc_inq_attid(file, variable, name, NULL) == NC_NOERR; /* which the library gets wrong */
+            if (kind < NC_STRING && !again)
+                nc_put_att(file, variable, name, kind, (size_t)next(&bytes, 4), next_values(&bytes));
+        }
+        size_t extent[6], length;
+        for (int d = 0; d < rank; d++)
+            extent[d] = nc_inq_dimlen(file, of[d], &length) == NC_NOERR && length ? length : count[d];
+        if (nc_enddef(file) == NC_NOERR && type < NC_STRING && rank < 5)
+            nc_put_vara(file, variable, start, extent, next_values(&bytes));
+        nc_redef(file);
+    }
+    nc_close(file);
+}
+
+static void run_netcdf(Arena *arena, const uint8_t *bytes, size_t size) {
+    const bool classic = size >= 3 && memcmp(bytes, "CDF", 3) == 0;
+    const char *path = classic ? as_file(bytes, size) : own_file("nc");
+    if (!classic)
+        make_netcdf(path, (Bytes){bytes, bytes + size});
+    read_spec(arena, size % 2 ? arena_printf(arena, "%s:x", path) : path);
 }
 
 static void run_names(Arena *arena, const uint8_t *bytes, size_t size) {
@@ -120,7 +224,8 @@ static const struct {
     void (*run)(Arena *arena, const uint8_t *bytes, size_t size);
 } targets[] = {{"pth", run_pth},        {"safetensors", run_safetensors},
                {"onnx", run_onnx},      {"dataset", run_dataset},
-               {"keyed", run_keyed},    {"names", run_names},
+               {"keyed", run_keyed},    {"csv", run_csv},
+               {"netcdf", run_netcdf},  {"names", run_names},
                {"options", run_options}};
 static void (*target)(Arena *arena, const uint8_t *bytes, size_t size);
 

@@ -6,6 +6,7 @@ the case's folder, where the output goes too: besides these files the folder mus
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import subprocess
@@ -16,9 +17,19 @@ import numpy as np
 import pytest
 
 from crafted import Entry, calling, changed, idx, integers, network, npy, npy_header, pickled, save, text, write
-from program import DATA, ENVIRONMENT, GOLDEN, IMAGES, LABELS, MODEL, Run, run, succeed, survivors
+from program import BINARY, DATA, ENVIRONMENT, GOLDEN, IMAGES, LABELS, MODEL, Run, run, succeed, survivors
 
 RANKS = 2
+# Most cases run on one rank, which starts in a tenth of the time. On RANKS: those that one rank of many meets, and some
+# of each step of a job: its options, images, model, labels, names, layers, values, and output.
+ON_RANKS = {
+    "model missing", "images missing", "labels missing", "names missing", "model a pipe", "model cut: half",
+    "IDX.gz cut: half", ".npz cut: half", "images are text", "integers without --scale", "no images", "fewer labels",
+    "label too large", "label a word", "too few names", "NaN pixel", "tensor missing", "NaN weight", "os.system",
+    "wrong CRC", "damage that one rank reads", "NaN that one rank reads", "label that one rank reads", "unknown option",
+    "not a number", "perplexity too large", "layer to embed", "layer of Grad-CAM", "samples past the end", "no model",
+    "too many components", "folder missing", "output a device", "matrix missing", "NaN", "labels", "start with NaN",
+}
 LEGACY = DATA / "model_legacy.pth"
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
 FLOATS = (PIXELS / 255).astype(np.float32)
@@ -50,6 +61,14 @@ def flipped_crc(folder: Path) -> Path:
 def folder_called(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         (folder / name).mkdir()
+        return folder / name
+
+    return make
+
+
+def pipe(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        os.mkfifo(folder / name)
         return folder / name
 
     return make
@@ -101,6 +120,9 @@ CASES: dict[str, tuple[dict[str, Value], int, list[str]]] = {
     "model a folder": ({"model": folder_called("d.pth")}, 1, ["d.pth", "director"]),
     "images a folder": ({"images": folder_called("d.npy")}, 1, ["d.npy", "director"]),
     "labels a folder": ({"labels": folder_called("d.npy")}, 1, ["d.npy", "director"]),
+    "model a pipe": ({"model": pipe("p.pth")}, 1, ["p.pth", "regular file"]),
+    "images a pipe": ({"images": pipe("p.npy")}, 1, ["p.npy", "regular file"]),
+    "images a device": ({"images": "/dev/zero"}, 1, ["/dev/zero", "regular file"]),
     # cut short
     **{f"model cut: {k}": ({"model": cut("bad.pth", MODEL.read_bytes(), v)}, 1, ["bad.pth"]) for k, v in CUTS.items()},
     **{f"legacy model cut: {k}": ({"model": cut("bad.pth", LEGACY.read_bytes(), v)}, 1, ["bad.pth"])
@@ -260,6 +282,10 @@ def refuse(folder: Path, words: list[object], status: int, expected: list[str], 
     assert_refused(run(*words, ranks=ranks, timeout=60, shell=shell), folder, before, status, expected)
 
 
+def ranks_of(case: str) -> int:
+    return RANKS if case in ON_RANKS else 1
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, dict[str, Value]]:
     """The options of the two jobs that work, by command."""
@@ -276,13 +302,18 @@ def inputs(tmp_path_factory) -> dict[str, dict[str, Value]]:
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(inputs, tmp_path, case):
     changes, status, expected = CASES[case]
-    refuse(tmp_path, [*fill(changes, inputs["run"], tmp_path), "--quiet"], status, expected)
+    refuse(tmp_path, [*fill(changes, inputs["run"], tmp_path), "--quiet"], status, expected, ranks=ranks_of(case))
 
 
 @pytest.mark.parametrize("case", EMBED_CASES)
 def test_bad_input_of_embed(inputs, tmp_path, case):
     changes, status, expected = EMBED_CASES[case]
-    refuse(tmp_path, ["embed", *fill(changes, inputs["embed"], tmp_path), "--quiet"], status, expected)
+    refuse(tmp_path, ["embed", *fill(changes, inputs["embed"], tmp_path), "--quiet"], status, expected,
+           ranks=ranks_of(case))
+
+
+def test_the_cases_on_ranks_are_cases():
+    assert ON_RANKS <= CASES.keys() | EMBED_CASES.keys()
 
 
 def test_the_jobs_of_the_cases_work(inputs, tmp_path):
@@ -296,8 +327,11 @@ def test_the_jobs_of_the_cases_work(inputs, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_one_rank_of_many_as_users_start_it(inputs, tmp_path, monkeypatch, ranks):
-    """The last rank alone meets the damage; mpirun has its usual patience with ranks that should end."""
-    monkeypatch.delitem(ENVIRONMENT, "OMPI_MCA_odls_base_sigkill_timeout")
+    """The last rank alone meets the damage; mpirun has its usual patience with ranks that should end, and looks for
+    networks as it does for users."""
+    for name in ("OMPI_MCA_odls_base_sigkill_timeout", "OMPI_MCA_pml", "OMPI_MCA_ess_singleton_isolated"):
+        monkeypatch.delitem(ENVIRONMENT, name)
+        monkeypatch.delenv(name, raising=False)
     before = {late_damage(tmp_path)}
     words = fill({"images": tmp_path / "bad.gz"}, inputs["run"], tmp_path)
     assert_refused(run(*words, "--quiet", ranks=ranks), tmp_path, before, 1, ["bad.gz"])
@@ -360,6 +394,33 @@ def test_file_size_limit(tmp_path):
     """ulimit -f of 16 MiB; the result would have 50."""
     words = ["--model", MODEL, "--images", IMAGES, "--tsne", 0, "--output", tmp_path / "r.nc", "--quiet"]
     refuse(tmp_path, words, 1, ["r.nc"], shell=f"ulimit -f {16 << 11};")
+
+
+# call, file, error, from which such call of a rank on; words of the line. The inputs lie in a folder called inputs.
+FAULTS = {
+    "quota at once": ("write", "r.nc", errno.EDQUOT, 1, ["r.nc"]),
+    "quota while writing": ("write", "r.nc", errno.EDQUOT, 4, ["r.nc"]),
+    "disk error while writing": ("write", "r.nc", errno.EIO, 2, ["r.nc"]),
+    "server restarted while writing": ("write", "r.nc", errno.ESTALE, 2, ["r.nc"]),
+    "disk error while closing": ("fsync", "r.nc", errno.EIO, 1, ["r.nc", "error"]),
+    "no renaming": ("rename", "r.nc", errno.EACCES, 1, ["r.nc", "renamed"]),
+    "disk error in the model": ("read", "model.pth", errno.EIO, 1, ["model.pth", "error"]),
+    "disk error in the images": ("read", "images.npy", errno.EIO, 4, ["images.npy", "error"]),
+    "server restarted under the images": ("read", "images.npy", errno.ESTALE, 4, ["images.npy", "stale"]),
+    "images cut while they are read": ("read", "images.npy", 0, 4, ["images.npy", "truncated"]),
+    "labels cut while they are read": ("read", "labels.npy", 0, 3, ["labels.npy"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_disks(inputs, tmp_path, fault):
+    """Of the calls below the program (faults.c): one line, and what was there before stays."""
+    *how, words = FAULTS[fault]
+    (tmp_path / "r.nc").write_text("precious")
+    library = BINARY.parent / "libfaults.so"
+    refuse(tmp_path, [*fill({}, inputs["run"], tmp_path), "--overwrite", "--quiet"], 1, words,
+           shell=f"export LD_PRELOAD={library} FAULT={':'.join(map(str, how))};")
+    assert (tmp_path / "r.nc").read_text() == "precious"
 
 
 def test_read_only_folder(inputs, mounted, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crafted import Entry, calling, network, pickled, safetensors, save, text
+from crafted import Entry, network, pickled, safetensors, save, text
 from program import BINARY, DATA, GOLDEN
 
 PTH = GOLDEN / "pth"
@@ -170,6 +170,16 @@ def test_dot_is_not_written_over(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.startswith("cnnscope: /dev/full: cannot be written")
 
 
+def test_dot_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
+    path, words = tmp_path / "graph.dot", [BINARY, "inspect", "--model", GOLDEN / "onnx" / "googlenet.onnx", "--dot"]
+    path.write_text("precious")
+    for options in ([path, "--overwrite"], [tmp_path / "new.dot"]):
+        done = subprocess.run(["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *words, *options], capture_output=True, text=True)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith(f"cnnscope: {options[0]}: cannot be written: File too large")
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "precious"
+
+
 def ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
@@ -222,16 +232,13 @@ def test_tensor_made_by_a_call(tmp_path: Path) -> None:
 
 
 def test_call_that_nobody_needs_is_not_run(tmp_path: Path) -> None:
-    touched = tmp_path / "touched"
+    """Passed over, unless it is one that runs commands in Python (test_malicious.py)."""
     good = network()
-    inner = pickled(good)[2:-1]
-    call = b"cos\nsystem\n" + text(f"touch {touched}") + b"\x85R"
-    pickle = b"\x80\x02}(" + text("state_dict") + inner + text("other") + call + b"u."
+    call = b"cargparse\nNamespace\n)R"
+    pickle = b"\x80\x02}(" + text("state_dict") + pickled(good)[2:-1] + text("other") + call + b"u."
     done = inspect(save(tmp_path / "good.pth", good, pickle))
     assert done.returncode == 0
-    assert f"skipped objects of os.system (byte {pickle.index(b'cos')})" in done.stdout
-    assert refusal(save(tmp_path / "bad.pth", good, calling("os", "system", f"touch {touched}")))
-    assert not touched.exists()
+    assert f"skipped objects of argparse.Namespace (byte {pickle.index(b'cargparse')})" in done.stdout
 
 
 def test_bomb(tmp_path: Path) -> None:

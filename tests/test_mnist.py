@@ -113,9 +113,10 @@ def test_tsne_kl_is_what_the_map_has(result):
 
 
 def test_tsne_is_trustworthy(result):
-    assert trustworthiness(result["logits"], result["logits_tsne"]) >= 0.995
-    part = slice(None, None, 4)  # 2,500 samples of the other map, for a sixteenth of the time
-    assert trustworthiness(result["gap"][part], result["gap_tsne"][part]) >= 0.98
+    assert trust(result["logits"], result["logits_tsne"]) >= 0.995
+    assert trust(result["gap"], result["gap_tsne"]) >= 0.98
+    some = result["logits"][::10], result["logits_tsne"][::10]
+    assert trust(*some) == pytest.approx(trustworthiness(*some), abs=1e-9)
 
 
 @pytest.mark.parametrize("layer", ["logits", "gap"])
@@ -128,9 +129,22 @@ def test_fast_schedule_reaches_the_same_divergence_in_half_the_iterations(result
     assert got["input_tsne_kl"] <= result[f"{layer}_tsne_kl"]
     near, kept, before = (nearest(x) for x in (result[layer], got["input_tsne"], result[f"{layer}_tsne"]))
     assert recall(near, kept) >= recall(near, before) - 0.002
-    part = slice(None, None, 4)
-    scores = [trustworthiness(result[layer][part], y[part]) for y in (got["input_tsne"], result[f"{layer}_tsne"])]
+    scores = [trust(result[layer], y) for y in (got["input_tsne"], result[f"{layer}_tsne"])]
     assert scores[0] >= scores[1] - 0.001
+
+
+def trust(x: np.ndarray, y: np.ndarray, k: int = 5) -> float:
+    """scikit-learn's trustworthiness, by counting who is nearer: a tenth of the time of sorting all."""
+    n, x = len(x), x.astype(np.float64)
+    near = NearestNeighbors(n_neighbors=k).fit(y).kneighbors(return_distance=False)
+    intruders = 0
+    for rows in np.array_split(np.arange(n), n // 500 + 1):
+        distance = squared_distances(x, rows)
+        distance[np.arange(len(rows)), rows] = -1
+        reach = np.take_along_axis(distance, near[rows], 1)
+        rank = np.stack([(distance < reach[:, i : i + 1]).sum(1) for i in range(k)])
+        intruders += np.maximum(rank - k, 0).sum()
+    return 1 - 2 * intruders / (n * k * (2 * n - 3 * k - 1))
 
 
 def nearest(x: np.ndarray) -> np.ndarray:
@@ -179,10 +193,10 @@ def squared_distances(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def conditional(distance: np.ndarray, perplexity: float) -> np.ndarray:
-    """Rows of p(j|i) of that perplexity (rows, neighbours), by bisection on log beta."""
+    """Rows of p(j|i) of that perplexity (rows, neighbours), by bisection on log beta, to 1e-6 of it."""
     distance = distance - distance.min(1, keepdims=True)
     low, high = np.full(len(distance), -30.0), np.full(len(distance), 30.0)
-    for _ in range(40):
+    for _ in range(26):
         middle = (low + high) / 2
         beta = np.exp(middle)[:, None]
         p = np.exp(-beta * distance)

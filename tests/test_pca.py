@@ -90,6 +90,20 @@ def test_same_bits(tmp_path: Path, name: str) -> None:
         assert same(one, pca(tmp_path, x, k, ranks=ranks, threads=threads)), (ranks, threads)
 
 
+def test_small_components_of_few_rows(tmp_path: Path) -> None:
+    """Down to 1e-12 of the largest variance, where the squares alone are right to 1e-5: pca_few.c gives small ones their
+    right angles and their variances back. A column that is constant has no part in them."""
+    g = np.random.default_rng(3)
+    left, right = (np.linalg.qr(g.normal(size=(size, 16)))[0] for size in (60, 2000))
+    x = (left * np.geomspace(100, 1e-4, 16) @ right.T).astype(np.float32)
+    x[:, 7] = 0.3
+    got = pca(tmp_path, x, 15)
+    full = PCA(15, svd_solver="full").fit(x.astype(np.float64))
+    assert np.abs(got.axes @ got.axes.T - np.eye(15)).max() < 5e-11
+    assert not got.axes[:, 7].any()
+    np.testing.assert_allclose(got.variance, full.explained_variance_, rtol=5e-9)
+
+
 @pytest.mark.parametrize("width", [3, 2000])
 def test_constant(tmp_path: Path, width: int) -> None:
     for rows in (1, 40):

@@ -13,7 +13,7 @@ import pytest
 
 from program import GOLDEN, IMAGES, LABELS, MODEL, Variable, read, succeed
 
-SHORT = ("--max-iter", 120, "--exaggeration-iter", 50)  # the switch of phases included
+SHORT = ("--max-iter", 60, "--exaggeration-iter", 20)  # the switch of phases included
 MNIST = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS, *SHORT)
 COLOR = ("--model", GOLDEN / "color.pth", "--images", GOLDEN / "color_images.npy", "--perplexity", 5, *SHORT)
 MUCH = ("--embed", "logits,gap,pool2", "--attribution", "saliency,gradcam:conv1,gradcam:conv2", "--feature-maps",

@@ -13,7 +13,7 @@ target_include_directories(ref PUBLIC tests PRIVATE src kernels)
 target_link_libraries(ref PUBLIC core m)
 
 set(RUN_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^openib CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
+    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^openib OMPI_MCA_pml=ob1 CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
     ASAN_OPTIONS=detect_leaks=0)
 
 foreach(SOURCE ${TEST_SOURCES})
@@ -23,6 +23,10 @@ foreach(SOURCE ${TEST_SOURCES})
   add_test(NAME ${NAME} COMMAND ${NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
 endforeach()
+
+if(TARGET test_onnx_suite)
+  target_sources(test_onnx_suite PRIVATE tests/onnx_ways.c)
+endif()
 
 if(CUDA STREQUAL "HOST")
   cudahost_sources(tests/cudahost/selftest.cu)
@@ -63,6 +67,10 @@ endif()
 # Runs one stage on a matrix, for the Python tests that compare it with scikit-learn.
 add_executable(tsne_driver tests/tsne_driver.c)
 target_link_libraries(tsne_driver PRIVATE core)
+
+# Preloaded by tests of what happens when a disk fails.
+add_library(faults MODULE tests/faults.c)
+target_link_libraries(faults PRIVATE ${CMAKE_DL_LIBS})
 
 # Times the cases of test_kernels against what this machine could do; no test.
 add_executable(bench_kernels tests/bench_kernels.c)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from program import ENVIRONMENT, ROOT
+from program import ENVIRONMENT, ROOT, launched
 
 DRIVER = Path(os.environ.get("CNNSCOPE_BUILD", ROOT / "build")) / "tsne_driver"
 
@@ -19,7 +19,7 @@ def drive(*arguments: object, ranks: int = 1, threads: int = 1, fails: bool = Fa
     """The words of each line the driver prints, or, where it must fail, of its one line on stderr. limit: bytes that
     t-SNE may take, 0: as many as there are."""
     environment |= {"THREADS": str(threads)} | ({"LIMIT": str(limit)} if limit else {})
-    job = subprocess.run(["mpirun", "--quiet", "-n", str(ranks), str(DRIVER), *map(str, arguments)], text=True,
+    job = subprocess.run(launched([str(DRIVER), *map(str, arguments)], ranks), text=True,
                          env=os.environ | ENVIRONMENT | environment, capture_output=True, timeout=300)
     assert (job.returncode != 0) == fails, f"{job.args}\nstatus {job.returncode}\n{job.stdout}{job.stderr}"
     return [line.split() for line in (job.stderr if fails else job.stdout).splitlines()]
