@@ -54,9 +54,8 @@ static void pass_memory(Pass *pass) {
         pass->round_samples = (most + pass->batch - 1) / pass->batch * pass->batch;
     pass->rounds = (most + pass->round_samples - 1) / pass->round_samples;
     for (int i = 0; i < pass->stream_count; i++)
-        pass->streams[i].rows =
-            arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");
-    pass->pixels = arena_alloc(pass->arena, (uint64_t)pass->round_samples, pixel_bytes, "pixels of a round");
+        pass->streams[i].rows = dev_alloc_host((size_t)pass->round_samples * pass->streams[i].row_bytes);
+    pass->pixels = dev_alloc_host((size_t)pass->round_samples * pixel_bytes);
 
     pass->want_value[graph->logits] = true;
     for (int i = 0; i < pass->feature_count; i++) {
@@ -91,6 +90,9 @@ static void pass_free(Pass *pass) {
         dev_free(w->low);
         dev_free(w->high);
     }
+    for (int i = 0; i < pass->stream_count; i++)
+        dev_free_host(pass->streams[i].rows);
+    dev_free_host(pass->pixels);
     graph_plan_free(pass->plan);
 }
 

@@ -24,6 +24,7 @@ typedef struct {
     int64_t *sums_mine;    /* device (k_tsne_sums): of all pairs on this rank's points, and the totals */
     double *norm;          /* device (count): of each block */
     void *scratch;
+    DevRepeat *forces;          /* find_forces without the divergence, of the descent */
     double seconds[TSNE_PARTS]; /* of this rank, since the descent began */
     Arena *arena;               /* of what is here on the host */
 } TsneRun;

@@ -35,9 +35,18 @@ struct Work {
     bool main_only;
 };
 
+struct CUgraph_st {
+    std::vector<Work> works;
+};
+
+struct CUgraphExec_st {
+    std::vector<Work> works;
+};
+
 struct CUstream_st {
     int device;
     std::deque<Work> queue;
+    CUgraph_st *recording; /* what is asked goes there and is not done; or NULL */
 };
 
 namespace cudahost {
@@ -144,7 +153,18 @@ void enqueue(cudaStream_t stream, std::function<bool()> work, bool main_only) {
         stop("work for a stream that does not exist (the default stream is not used here)");
     if (stream->device != device)
         stop("work for a stream of device %d by a host thread whose device is %d", stream->device, device);
-    stream->queue.push_back({std::move(work), main_only});
+    if (stream->recording && main_only)
+        stop("a collective in a stream that is being recorded: that is not known here");
+    if (stream->recording)
+        stream->recording->works.push_back({std::move(work), main_only});
+    else
+        stream->queue.push_back({std::move(work), main_only});
+}
+
+static void not_recording(const char *what) {
+    for (const CUstream_st *s : streams)
+        if (s->recording)
+            stop("%s while a stream is being recorded", what);
 }
 
 /* The first piece of work of a stream; false when it cannot be done yet. */
@@ -171,6 +191,7 @@ static bool step_any() {
 }
 
 static void wait_for(CUstream_st *stream) {
+    not_recording("a wait");
     open_memory();
     for (int idle = 0; !stream->queue.empty(); idle++) {
         if (step_any())
@@ -294,6 +315,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
     Guard guard(lock);
+    not_recording("cudaMalloc");
     if (bytes > setting("CUDAHOST_MEMORY", (size_t)8 << 30) - allocated)
         return cudaErrorMemoryAllocation;
     const size_t all = mapped(bytes);
@@ -338,6 +360,23 @@ cudaError_t cudaFree(void *memory) {
     return cudaSuccess;
 }
 
+/* Ordinary memory, spoilt. */
+cudaError_t cudaMallocHost(void **memory, size_t bytes) {
+    *memory = malloc(bytes);
+    if (!*memory)
+        return cudaErrorMemoryAllocation;
+    memset(*memory, 0xff, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *memory) {
+    Guard guard(lock);
+    for (CUstream_st *s : std::vector<CUstream_st *>(streams))
+        wait_for(s);
+    free(memory);
+    return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
     Guard guard(lock);
     *all = setting("CUDAHOST_MEMORY", (size_t)8 << 30);
@@ -369,7 +408,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     Guard guard(lock);
-    *stream = new CUstream_st{device, {}};
+    *stream = new CUstream_st{device, {}, nullptr};
     streams.push_back(*stream);
     return cudaSuccess;
 }
@@ -383,10 +422,50 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 /* Asking often enough gets the work done. */
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Guard guard(lock);
+    not_recording("a query");
     open_memory();
     step_any();
     close_memory();
     return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+    Guard guard(lock);
+    if (stream->recording || mode != cudaStreamCaptureModeThreadLocal)
+        stop("cudaStreamBeginCapture: the stream is being recorded, or the mode is not known here");
+    stream->recording = new CUgraph_st;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    Guard guard(lock);
+    if (!stream->recording)
+        stop("cudaStreamEndCapture of a stream that is not being recorded");
+    *graph = stream->recording;
+    stream->recording = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long) {
+    *executable = new CUgraphExec_st{graph->works};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    Guard guard(lock);
+    for (const Work &work : executable->works)
+        enqueue(stream, work.run);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+    delete executable;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -416,6 +495,21 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     Guard guard(lock);
     const unsigned long number = event->asked;
     enqueue(stream, [=] { return event->reached >= number; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    Guard guard(lock);
+    not_recording("a query");
+    open_memory();
+    step_any();
+    close_memory();
+    return event->reached >= event->asked ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    while (cudaEventQuery(event) != cudaSuccess)
+        ;
     return cudaSuccess;
 }
 
