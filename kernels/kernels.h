@@ -64,7 +64,7 @@ void dev_download(void *host, const void *device, size_t bytes);
 void *dev_stream(void);
 
 /* Calls that take no lane and are made again and again with the same arguments, none of them waiting for a result: true:
- * they are to be made now, before dev_repeat_end. false: that was done (CUDA: as one graph, recorded the first time); but
+ * they are to be made now, before dev_repeat_end. false: that was done (CUDA: as one graph, recorded once); but
  * the call first waits for what was asked at the last one, so that the host is never more than one repetition ahead.
  * *repeat NULL: the first time. CPU: always true. */
 typedef struct DevRepeat DevRepeat;

@@ -192,6 +192,7 @@ fetch_cuda_headers() {
         -r scripts/requirements-cuda.txt || { say "the tests that need them will be skipped" && return; }
     mkdir -p "$cuda/include" "$cuda/lib"
     cp -r "$cuda"/nvidia/*/include/. "$cuda/include"
+    rm -rf "$cuda/include/cccl" # C++ libraries, which nothing here uses
     library=("$cuda"/nvidia/nccl/lib/libnccl.so.*)
     if has_command nvcc || [[ -x /usr/local/cuda/bin/nvcc ]]; then
         mv "${library[0]}" "$cuda/lib/libnccl.so"

@@ -1,8 +1,9 @@
 /* repeat.cu: waiting for the process's own lane, and what is asked of it again and again. See kernels.h and gpu.h.
  *
- * A repetition is recorded as a graph and then launched whole: one call of the driver for all of its kernels, which follow
- * each other without its help (an estimate: 1 us between two of a graph, 3 us and more between two launches). The host
- * asks for one while the one before is at work, so that the device has no pause between two.
+ * The first time, calls are as always, which loads their kernels; the second time they are recorded as a graph, which is
+ * then launched whole: one call of the driver for all kernels, which follow each other without its help (an estimate: 1 us
+ * between two of a graph, 3 us and more between two launches). The host asks for one while the one before is at work, so
+ * that the device has no pause between two.
  * Has run on the host executor only, not on a GPU. */
 #include <sched.h>
 #include <stdlib.h>
@@ -11,8 +12,9 @@
 #include "gpu.h"
 
 struct DevRepeat {
-    cudaGraphExec_t graph;
-    cudaEvent_t done; /* of the last repetition */
+    bool recording;
+    cudaGraphExec_t graph; /* NULL at first */
+    cudaEvent_t done;      /* of the last repetition */
 };
 
 /* ---- Waiting ---------------------------------------------------------------------------------------------------- */
@@ -49,38 +51,44 @@ void gpu_wait_own(cudaEvent_t event) {
 
 /* ---- Repetitions ------------------------------------------------------------------------------------------------ */
 
-static void launch_again(const DevRepeat *repeat) {
+bool dev_repeat(DevRepeat **made) {
     cudaStream_t stream = gpu_own_lane()->stream;
+    gpu_enter();
+    if (!*made) {
+        *made = (DevRepeat *)gpu_new_host(sizeof **made);
+        GPU_OK(cudaEventCreateWithFlags(&(*made)->done, cudaEventDisableTiming));
+        return true;
+    }
+    DevRepeat *repeat = *made;
+    gpu_wait_own(repeat->done);
+    repeat->recording = !repeat->graph;
+    if (repeat->recording) {
+        GPU_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        return true;
+    }
     GPU_OK(cudaGraphLaunch(repeat->graph, stream));
     GPU_OK(cudaEventRecord(repeat->done, stream));
-}
-
-bool dev_repeat(DevRepeat **made) {
-    gpu_enter();
-    if (*made) {
-        gpu_wait_own((*made)->done);
-        launch_again(*made);
-        return false;
-    }
-    *made = (DevRepeat *)gpu_new_host(sizeof **made);
-    GPU_OK(cudaEventCreateWithFlags(&(*made)->done, cudaEventDisableTiming));
-    GPU_OK(cudaStreamBeginCapture(gpu_own_lane()->stream, cudaStreamCaptureModeThreadLocal));
-    return true;
+    return false;
 }
 
 void dev_repeat_end(DevRepeat *repeat) {
-    cudaGraph_t recorded;
-    GPU_OK(cudaStreamEndCapture(gpu_own_lane()->stream, &recorded));
-    GPU_OK(cudaGraphInstantiate(&repeat->graph, recorded, 0));
-    GPU_OK(cudaGraphDestroy(recorded));
-    launch_again(repeat);
+    cudaStream_t stream = gpu_own_lane()->stream;
+    if (repeat->recording) {
+        cudaGraph_t recorded;
+        GPU_OK(cudaStreamEndCapture(stream, &recorded));
+        GPU_OK(cudaGraphInstantiate(&repeat->graph, recorded, 0));
+        GPU_OK(cudaGraphDestroy(recorded));
+        GPU_OK(cudaGraphLaunch(repeat->graph, stream));
+    }
+    GPU_OK(cudaEventRecord(repeat->done, stream));
 }
 
 void dev_repeat_free(DevRepeat *repeat) {
     if (!repeat)
         return;
     gpu_wait_own(NULL);
-    GPU_OK(cudaGraphExecDestroy(repeat->graph));
+    if (repeat->graph)
+        GPU_OK(cudaGraphExecDestroy(repeat->graph));
     GPU_OK(cudaEventDestroy(repeat->done));
     free(repeat);
 }
