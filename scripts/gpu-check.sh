@@ -64,7 +64,7 @@ record "measuring" sh -c 'build-gpu/bench_device "$@" >build-gpu/rates.csv' sh "
 sed 1d build-gpu/rates.csv | tee -a "$csv"
 
 # ---- The program, on as many ranks as there are GPUs ----------------------------------------------------------------
-if cmake -S . -B build-gpu-ranks "${cuda[@]}" >build-gpu-ranks.log 2>&1; then
+if cmake -S . -B build-gpu-ranks "${cuda[@]}" >build-gpu/ranks.log 2>&1; then
     cmake --build build-gpu-ranks --parallel "$(nproc)" | tail -n 1
     for ((ranks = 1; ranks <= gpus; ranks++)); do
         record "collectives on $ranks ranks" mpirun --quiet -n "$ranks" build-gpu-ranks/comm_driver
@@ -76,7 +76,7 @@ if cmake -S . -B build-gpu-ranks "${cuda[@]}" >build-gpu-ranks.log 2>&1; then
         left_out "the program beside the CPU build's" "no .venv (scripts/setup.sh)"
     fi
 else
-    left_out "collectives and the program" "MPI, netCDF or NCCL is not here (build-gpu-ranks.log)"
+    left_out "collectives and the program" "MPI, netCDF or NCCL is not here (build-gpu/ranks.log)"
 fi
 
 # ---- PyTorch on the same network ------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def result(tmp_path_factory):
         output = folder / f"{job}_{binary == CUDA}_{ranks}_{batch}_{seed}.nc"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDAHOST_SEED", str(seed))
+            patch.setenv("CUDAHOST_PINNED", "1")  # else lanes would not overlap
             done = build(binary, output, *words, "--batch", batch, ranks=ranks)
         assert (done.status, done.lines) == (0, []), f"{done.command}\n" + "\n".join(done.lines)
         return read(output)

@@ -7,7 +7,8 @@
  *     CUDAHOST_SEED=1      the order of everything that CUDA leaves open
  *     CUDAHOST_DEVICES=8   how many are visible
  *     CUDAHOST_DRIVER=old  a driver older than the toolkit
- *     CUDAHOST_MEMORY=N    bytes of device memory (8 GiB) */
+ *     CUDAHOST_MEMORY=N    bytes of device memory (8 GiB)
+ *     CUDAHOST_PINNED=1    copies in any stream but the first made must be of pinned host memory, or they would wait */
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -58,6 +59,7 @@ static const size_t PAGE = 4096, ALIGN = 256, FILLED_BYTES = 16 << 20;
 static std::map<uintptr_t, Allocation> allocations;
 static std::map<const void *, size_t> allowed_shared; /* cudaFuncSetAttribute */
 static std::vector<CUstream_st *> streams;
+static std::map<uintptr_t, size_t> pinned; /* host memory by cudaMallocHost */
 static size_t allocated;
 static int opened;
 static thread_local int device;
@@ -218,6 +220,11 @@ static bool check_copy(const void *to, const void *from, size_t bytes, cudaMemcp
     return !to_device;
 }
 
+static bool is_pinned(const void *p, size_t bytes) {
+    auto next = pinned.upper_bound((uintptr_t)p);
+    return next != pinned.begin() && (uintptr_t)p + bytes <= std::prev(next)->first + std::prev(next)->second;
+}
+
 void enqueue_kernel(Site site, void (*call)(const void *), std::shared_ptr<const void> arguments, size_t bytes,
                     const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream) {
     Guard guard(lock);
@@ -362,10 +369,12 @@ cudaError_t cudaFree(void *memory) {
 
 /* Ordinary memory, spoilt. */
 cudaError_t cudaMallocHost(void **memory, size_t bytes) {
+    Guard guard(lock);
     *memory = malloc(bytes);
     if (!*memory)
         return cudaErrorMemoryAllocation;
     memset(*memory, 0xff, bytes);
+    pinned[(uintptr_t)*memory] = bytes;
     return cudaSuccess;
 }
 
@@ -373,6 +382,8 @@ cudaError_t cudaFreeHost(void *memory) {
     Guard guard(lock);
     for (CUstream_st *s : std::vector<CUstream_st *>(streams))
         wait_for(s);
+    if (memory && pinned.erase((uintptr_t)memory) == 0)
+        stop("cudaFreeHost of %p, which is not by cudaMallocHost", memory);
     free(memory);
     return cudaSuccess;
 }
@@ -389,6 +400,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     Guard guard(lock);
     if (check_copy(to, from, bytes, kind))
         memset(to, 0xff, bytes);
+    if (kind != cudaMemcpyDeviceToDevice && stream != streams.front() && setting("CUDAHOST_PINNED", 0) &&
+        !is_pinned(kind == cudaMemcpyHostToDevice ? from : to, bytes))
+        stop("a copy of %zu bytes of host memory that is not pinned", bytes);
     enqueue(stream, [=] {
         memmove(to, from, bytes);
         return true;
