@@ -3,7 +3,7 @@
 # the CPU build's, and measure.
 #
 #     scripts/gpu-check.sh [ARCHITECTURE]      default: native, what CMake finds in this machine
-#     scripts/gpu-check.sh HOST                the script itself: the same steps on the host executor, small sizes, no GPU
+#     scripts/gpu-check.sh HOST                the script itself: the same steps on the host executor, few of each kind, no GPU
 #
 # The kernels' tests and the benchmark need CUDA 12 or 13, OpenBLAS, cmocka, pkg-config. The rest is left out, and said so,
 # where something is not there: MPI, netCDF and NCCL (collectives, the program), .venv and build/cnnscope of setup.sh (the
@@ -32,7 +32,7 @@ left_out() {
 
 if [[ ${1:-} == HOST ]]; then
     cuda=(-DCUDA=HOST)
-    gpus=2 small=(--small) torch=(--small)
+    gpus=2 tests=(ends linalg) watched=(ends) small=(--small) chosen=(-k "pca or shared")
 else
     if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L | grep -q GPU; then
         echo "gpu-check.sh: no GPU is visible (nvidia-smi -L), one is needed: run me on a GPU node" >&2
@@ -40,19 +40,19 @@ else
     fi
     nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv
     cuda=(-DCUDA=ON -DCMAKE_CUDA_ARCHITECTURES="${1:-native}")
-    gpus=$(nvidia-smi -L | wc -l) small=() torch=()
+    gpus=$(nvidia-smi -L | wc -l) tests=(ends linalg ops graph tsne kernels) watched=(ends linalg tsne) small=() chosen=()
 fi
 echo "what,size,unit,value,fraction of the bound" >"$csv"
 
 # ---- The kernels: no MPI, no netCDF ---------------------------------------------------------------------------------
 cmake -S . -B build-gpu "${cuda[@]}" -DKERNELS_ONLY=ON >/dev/null
 cmake --build build-gpu --parallel "$(nproc)" | tail -n 1
-for test in ends linalg ops graph tsne kernels; do
+for test in "${tests[@]}"; do
     record "test_$test" "build-gpu/test_$test"
 done
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
-        for test in ends linalg tsne; do
+        for test in "${watched[@]}"; do
             record "$tool test_$test" compute-sanitizer --tool "$tool" --error-exitcode 9 "build-gpu/test_$test"
         done
     done
@@ -71,7 +71,7 @@ if cmake -S . -B build-gpu-ranks "${cuda[@]}" >build-gpu/ranks.log 2>&1; then
     done
     if [[ -x .venv/bin/python ]]; then
         record "the program beside the CPU build's" env CNNSCOPE_CUDA_BIN="$PWD/build-gpu-ranks/cnnscope" \
-            CNNSCOPE_CUDA_RANKS="$gpus" .venv/bin/python -m pytest -q -rs --no-header tests/test_cuda.py
+            CNNSCOPE_CUDA_RANKS="$gpus" .venv/bin/python -m pytest -q -rs --no-header tests/test_cuda.py "${chosen[@]}"
     else
         left_out "the program beside the CPU build's" "no .venv (scripts/setup.sh)"
     fi
@@ -82,7 +82,7 @@ fi
 # ---- PyTorch on the same network ------------------------------------------------------------------------------------
 python=${TORCH_PYTHON:-python3}
 if "$python" -c 'import torch, torchvision' 2>/dev/null; then
-    "$python" scripts/torch_rates.py "${torch[@]}" | tee -a "$csv" || failed=1
+    "$python" scripts/torch_rates.py "${small[@]}" | tee -a "$csv" || failed=1
 else
     left_out "PyTorch's rates" "$python has no torch and torchvision"
 fi
