@@ -144,7 +144,7 @@ static void time_network(int side, int batch, bool saliency, double least_second
     for (size_t i = 0; i < pixels; i++)
         images[i] = (uint8_t)(i * 2654435761u >> 13);
     double seconds = 0;
-    int times = lanes;
+    int times = least_seconds > 0 ? lanes : 1;
     for (;; times *= 2) {
         double start = 0;
 #pragma omp parallel num_threads(lanes)

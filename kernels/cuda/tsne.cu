@@ -27,6 +27,8 @@ enum {
     FEW_PARTS = 4,
     PULL_THREADS = 256,         /* of a block of the attraction */
     HALVES = PULL_THREADS / 16, /* cells it works on at once */
+    PULL_FEW = 16384,           /* points, up to which a pair's cells are dealt to PULL_PARTS blocks */
+    PULL_PARTS = TSNE_TILE_BLOCKS * TSNE_TILE_BLOCKS / PULL_THREADS,
 };
 static_assert(ROWS == 32 * WARPS, "a thread adds up a row's force");
 static_assert(COLUMNS % (32 * FEW_PARTS) == 0, "a warp takes 32 columns at a time");
@@ -277,7 +279,8 @@ static __device__ __forceinline__ float attract_cell(float (&force)[A], float (&
     return A == 2 ? logs : 1.5f * logs;
 }
 
-/* Grid: the rank's pairs of tiles. */
+/* Grid: the rank's pairs of tiles, and the blocks that the cells of each are dealt to, PULL_THREADS at a time. How many
+ * these are is, like column_parts, by the number of points alone. */
 template <int A, bool CROSS>
 static __global__ void __launch_bounds__(PULL_THREADS, 3)
     attract(int64_t *sums, const int64_t *tile, const int64_t *cell_start, const int64_t *value_start,
@@ -298,7 +301,8 @@ static __global__ void __launch_bounds__(PULL_THREADS, 3)
     for (int64_t first = cell_start[blockIdx.x]; first < end; first += PULL_THREADS) {
         const int64_t chunk = end - first < PULL_THREADS ? end - first : (int64_t)PULL_THREADS;
         const int values = value_offsets(offset, parts, cell + first, chunk);
-        for (int64_t k = half; k - half < chunk; k += HALVES) {
+        const bool mine = (first - cell_start[blockIdx.x]) / PULL_THREADS % gridDim.y == blockIdx.y;
+        for (int64_t k = half; mine && k - half < chunk; k += HALVES) {
             const bool there = k < chunk;
             const TsneCell *own = cell + first + (there ? k : 0);
             const int row = own->row * TSNE_BLOCK, column = own->column * TSNE_BLOCK;
@@ -338,9 +342,10 @@ void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cro
                        const TsneShape *shape, void *scratch) {
     (void)scratch;
     cudaStream_t stream = gpu_own_lane()->stream;
+    const dim3 grid(gpu_blocks(affinities->tiles, 1), shape->points <= PULL_FEW ? PULL_PARTS : 1);
     gpu_launch(shape->axes == 2 ? (cross ? attract<2, true> : attract<2, false>)
                                 : (cross ? attract<3, true> : attract<3, false>),
-               gpu_blocks(affinities->tiles, 1), PULL_THREADS, 0, stream, sums, affinities->tile,
+               grid, PULL_THREADS, 0, stream, sums, affinities->tile,
                affinities->cell_start, affinities->value_start, affinities->cell, affinities->value, y, shape->points,
                shape->count);
     if (cross)
