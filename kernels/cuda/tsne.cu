@@ -345,9 +345,8 @@ void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cro
     const dim3 grid(gpu_blocks(affinities->tiles, 1), shape->points <= PULL_FEW ? PULL_PARTS : 1);
     gpu_launch(shape->axes == 2 ? (cross ? attract<2, true> : attract<2, false>)
                                 : (cross ? attract<3, true> : attract<3, false>),
-               grid, PULL_THREADS, 0, stream, sums, affinities->tile,
-               affinities->cell_start, affinities->value_start, affinities->cell, affinities->value, y, shape->points,
-               shape->count);
+               grid, PULL_THREADS, 0, stream, sums, affinities->tile, affinities->cell_start, affinities->value_start,
+               affinities->cell, affinities->value, y, shape->points, shape->count);
     if (cross)
         share_with_all(stream, sums, shape, TSNE_TOTAL_CROSS);
 }
