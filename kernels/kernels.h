@@ -54,11 +54,28 @@ bool dev_is_host(void); /* device memory is memory of the host */
 size_t dev_available(void);    /* bytes this process could still allocate on the device, as far as is known */
 void *dev_alloc(size_t bytes); /* 64-byte aligned, contents undefined; dies when there is not enough */
 void dev_free(void *memory);   /* NULL is allowed */
+/* Host memory that a lane's copies come from and go to while others compute; from any other they wait. Contents undefined;
+ * dies when there is not enough. */
+void *dev_alloc_host(size_t bytes);
+void dev_free_host(void *memory); /* NULL is allowed */
 void dev_upload(void *device, const void *host, size_t bytes);
 void dev_download(void *host, const void *device, size_t bytes);
 
 /* CUDA: the stream in whose order the functions work that take no lane, for the collectives between them; CPU: NULL. */
 void *dev_stream(void);
+
+/* Calls that take no lane and are made again and again with the same arguments, none of them waiting for a result: true:
+ * they are to be made now, before dev_repeat_end. false: that was done (CUDA: as one graph, recorded once); but
+ * the call first waits for what was asked at the last one, so that the host is never more than one repetition ahead.
+ * *repeat NULL: the first time. CPU: always true. */
+typedef struct DevRepeat DevRepeat;
+bool dev_repeat(DevRepeat **repeat);
+void dev_repeat_end(DevRepeat *repeat);
+void dev_repeat_free(DevRepeat *repeat); /* NULL is allowed */
+
+/* Of the CUDA build alone: `look` is called again and again while the host waits for what it asked of functions that take no lane, with the
+ * seconds since the wait began, and may end the run: a collective among the work never ends when a rank is gone. */
+void dev_on_wait(void (*look)(double seconds));
 
 /* ---- Lanes: who works on a batch of the network (lane.c) ---------------------------------------------------------
  * A batch goes through the whole graph on one lane. CPU: a lane is a thread and its cache; CUDA: a stream. Functions

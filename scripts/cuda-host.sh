@@ -2,8 +2,10 @@
 # Every line of kernels/cuda without a GPU: the tests on the host executor (tests/cudahost), in five orders of threads,
 # blocks and streams; with the race detector; with ASan and UBSan; then the line coverage of kernels/cuda.
 #
-#     scripts/cuda-host.sh [FOLDER [quick]]     builds in FOLDER (build-cuda-*); quick: the tests in one order only
+#     scripts/cuda-host.sh [FOLDER [quick]]     builds in FOLDER (build-cuda-*); quick: the kernels' tests in one order,
+#                                               the program in two, and no more
 #
+# The program is compared with the CPU build's, which is FOLDER/cnnscope, or build/cnnscope.
 # Fails when a test does, or below 95 % of the lines. "skipped" (exit status 77) where NVIDIA's headers are not.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,9 +13,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
 folder=${1:-.}
 
-for header in cuda_runtime.h cublas_v2.h nccl.h; do
-    if ! cc -E -x c -I "${CUDA_HOME:-/usr/local/cuda}/include" - <<<"#include <$header>" >/dev/null 2>&1; then
-        echo "skipped: no $header here (CUDA_HOME names another folder than /usr/local/cuda)"
+for header in cuda_runtime.h nccl.h; do
+    if ! cc -E -x c -I "${CUDA_HOME:-/usr/local/cuda}/include" -I .venv/cuda/include - <<<"#include <$header>" \
+        >/dev/null 2>&1; then
+        echo "skipped: no $header here (CUDA_HOME names another folder than /usr/local/cuda; setup.sh fetches it)"
         exit 77
     fi
 done
@@ -28,12 +31,20 @@ test_in() {
     ctest --test-dir "$folder/build-cuda-$1" --output-on-failure "${@:2}"
 }
 
+for program in "$folder" build; do
+    if [[ -x $program/cnnscope && -z ${CNNSCOPE_BIN:-} ]]; then
+        CNNSCOPE_BIN=$(realpath "$program/cnnscope")
+        export CNNSCOPE_BIN
+    fi
+done
+
 if [[ ${2:-} == quick ]]; then
-    build quick -DKERNELS_ONLY=ON
-    test_in quick
+    build quick
+    CNNSCOPE_CUDA_SEEDS=2 test_in quick
     exit
 fi
 
+export CNNSCOPE_CUDA_SEEDS=5
 build host -DCMAKE_CXX_FLAGS=--coverage -DCMAKE_EXE_LINKER_FLAGS=--coverage
 find "$folder/build-cuda-host" -name '*.gcda' -delete
 test_in host

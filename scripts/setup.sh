@@ -14,6 +14,7 @@ main() {
     install_for_tests
     local python_ok=0
     make_venv || python_ok=$?
+    fetch_cuda_headers
     build
     if ((python_ok != 0)); then
         say "the program is built (build/cnnscope), but not .venv, which the figures and tests need:"
@@ -175,6 +176,36 @@ make_venv() {
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$(find_python)" -m venv --clear .venv || return
     quietly .venv/bin/python -m pip install --disable-pip-version-check -r scripts/requirements.txt || return
     sha256sum scripts/requirements.txt >"$stamp"
+}
+
+# NVIDIA's headers, for the tests that run the CUDA sources on the host executor: only where no toolkit has them. NCCL's
+# library is kept where there is a compiler to link with it.
+fetch_cuda_headers() {
+    local cuda=.venv/cuda library=()
+    if [[ -z ${CNNSCOPE_TESTS:-} || ! -x .venv/bin/python ]] ||
+        { has_cuda_header cuda_runtime.h && has_cuda_header nccl.h; }; then
+        return
+    fi
+    say "fetching NVIDIA's headers, for the tests"
+    rm -rf "$cuda"
+    quietly .venv/bin/python -m pip install --disable-pip-version-check --no-deps --no-compile --target "$cuda" \
+        -r scripts/requirements-cuda.txt || { say "the tests that need them will be skipped" && return; }
+    mkdir -p "$cuda/include" "$cuda/lib"
+    cp -r "$cuda"/nvidia/*/include/. "$cuda/include"
+    rm -rf "$cuda/include/cccl" # C++ libraries, which nothing here uses
+    library=("$cuda"/nvidia/nccl/lib/libnccl.so.*)
+    if has_command nvcc || [[ -x /usr/local/cuda/bin/nvcc ]]; then
+        mv "${library[0]}" "$cuda/lib/libnccl.so"
+    fi
+    rm -rf "$cuda/nvidia"
+}
+
+has_cuda_header() {
+    local folder
+    for folder in "${CUDA_HOME:-/usr/local/cuda}" .venv/cuda; do
+        [[ ! -e $folder/include/$1 ]] || return 0
+    done
+    has_header "$1"
 }
 
 # ---- the program ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ void *comm_node_memory(size_t bytes_each);
  * any number does. */
 int comm_device(void);
 
+/* How many ranks of this node, this one among them, take memory from what dev_available tells this one. */
+int comm_memory_sharers(void);
+
 /* Collective. Ends the error_caught() step before it (error.h): where any rank died in it, the lowest one's message is
  * printed once and every rank leaves with its exit status. */
 void comm_all_ok(void);
@@ -37,10 +40,13 @@ void comm_max_int64(int64_t *values, size_t count);
 void comm_barrier(void);
 
 /* Collective. Device memory (comm_mpi.c | comm_nccl.c): equal blocks, in rank order; mine may lie inside all, in its
- * own place. */
+ * own place. In the order of the kernels that take no lane; on GPUs done when one of those is waited for. */
 void comm_all_gather_device(void *all, const void *mine, size_t bytes_each);
 /* mine (count_each) <- the sum over all ranks of their all (comm_size(), count_each), this rank's block of it; exact. mine
  * does not overlap all, and all is undefined afterwards. */
 void comm_reduce_scatter_device(int64_t *mine, int64_t *all, size_t count_each);
+
+/* A wait of so many seconds for a collective of device memory ends the job (600); not on the CPU. */
+void comm_silence(double seconds);
 
 #endif

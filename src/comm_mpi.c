@@ -10,6 +10,14 @@ int comm_device(void) {
     return comm_local_rank();
 }
 
+int comm_memory_sharers(void) {
+    return comm_local_size();
+}
+
+void comm_silence(double seconds) {
+    (void)seconds;
+}
+
 void comm_all_gather_device(void *all, const void *mine, size_t bytes_each) {
     comm_all_gather(all, mine, bytes_each);
 }

@@ -1,13 +1,15 @@
 /* comm_nccl.c: device collectives of the CUDA build, by NCCL, and which GPU a rank uses. See comm.h.
  *
  * MPI starts the job and tells every rank NCCL's identification of it; NCCL then moves device memory directly. A
- * collective goes into the stream of the kernels that take no lane, and is waited for by asking again and again: a wait
- * inside the runtime would never end if another rank is gone. What NCCL notices, or a silence of SILENT_SECONDS, ends the
- * whole job in one line.
+ * collective goes into the stream of the kernels that take no lane, behind them and before the next, and nobody waits for
+ * it: the host waits where it needs a result, and then looks again and again what NCCL says (dev_on_wait), since a wait
+ * inside the runtime would never end if another rank is gone. What NCCL notices, or too long a silence (comm_silence),
+ * ends the whole job in one line.
  * Has run on the host executor only (tests/cudahost, NCCL over MPI), not on GPUs. */
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -17,9 +19,13 @@
 #include "kernels.h"
 #include "watchdog.h"
 
-enum { SILENT_SECONDS = 600 };
-
 static ncclComm_t all_ranks;
+static double silent_seconds = 600;
+static const char *last = "the start"; /* what was begun last */
+
+void comm_silence(double seconds) {
+    silent_seconds = seconds;
+}
 
 /* ---- The device ------------------------------------------------------------------------------------------------- */
 
@@ -75,39 +81,50 @@ int comm_device(void) {
     return device;
 }
 
+int comm_memory_sharers(void) {
+    return 1; /* each has a GPU of its own */
+}
+
 /* ---- Collectives ------------------------------------------------------------------------------------------------ */
 
-_Noreturn static void failed(const char *what, const char *why) {
+_Noreturn static void failed(const char *why) {
     if (all_ranks)
         ncclCommAbort(all_ranks);
     die("NCCL: %s failed on rank %d (%s), expected success: another rank or its network is gone; run again with "
         "NCCL_DEBUG=WARN to see which",
-        what, comm_rank(), why);
+        last, comm_rank(), why);
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+/* What NCCL has noticed so far; `waited`: for how long nothing has come. Returns whether it has begun all it was asked. */
+static bool look(double waited) {
+    ncclResult_t state;
+    if (ncclCommGetAsyncError(all_ranks, &state) != ncclSuccess)
+        state = ncclSystemError;
+    if (state != ncclSuccess && state != ncclInProgress)
+        failed(ncclGetErrorString(state));
+    if (waited > silent_seconds) {
+        char why[64];
+        snprintf(why, sizeof why, "no word from another rank for %.0f s", waited);
+        failed(why);
+    }
+    return state == ncclSuccess;
 }
 
-/* Until NCCL has done what it began, and (stream not NULL) until the stream is empty. */
-static void wait_for(const char *what, cudaStream_t stream) {
-    const double from = seconds();
-    for (;;) {
-        ncclResult_t state;
-        if (ncclCommGetAsyncError(all_ranks, &state) != ncclSuccess)
-            state = ncclSystemError;
-        if (state != ncclSuccess && state != ncclInProgress)
-            failed(what, ncclGetErrorString(state));
-        const cudaError_t left = stream ? cudaStreamQuery(stream) : cudaSuccess;
-        if (left != cudaSuccess && left != cudaErrorNotReady)
-            failed(what, cudaGetErrorString(left));
-        if (state == ncclSuccess && left == cudaSuccess)
-            return;
-        if (seconds() - from > SILENT_SECONDS)
-            failed(what, "silence");
+static void look_while_waiting(double waited) {
+    look(waited);
+}
+
+/* A communicator that does not block answers before it has begun. */
+static void begin(const char *what, ncclResult_t answer) {
+    struct timespec from, now;
+    last = what;
+    if (answer != ncclSuccess && answer != ncclInProgress)
+        failed(ncclGetErrorString(answer));
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    now = from;
+    while (!look((double)(now.tv_sec - from.tv_sec))) {
         sched_yield();
+        clock_gettime(CLOCK_MONOTONIC, &now);
     }
 }
 
@@ -115,23 +132,13 @@ static void connect_ranks(void) {
     ncclUniqueId id;
     memset(&id, 0, sizeof id);
     if (comm_rank() == 0 && ncclGetUniqueId(&id) != ncclSuccess)
-        failed("the start", "no identification; is NCCL_SOCKET_IFNAME an interface of this node?");
+        failed("no identification; is NCCL_SOCKET_IFNAME an interface of this node?");
     comm_broadcast(&id, sizeof id);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    const ncclResult_t begun = ncclCommInitRankConfig(&all_ranks, comm_size(), id, comm_rank(), &config);
-    if (begun != ncclSuccess && begun != ncclInProgress)
-        failed("the start", ncclGetErrorString(begun));
-    wait_for("the start", NULL);
+    begin("the start", ncclCommInitRankConfig(&all_ranks, comm_size(), id, comm_rank(), &config));
+    dev_on_wait(look_while_waiting);
     comm_barrier();
-}
-
-static void finish(const char *what, ncclResult_t begun) {
-    if (begun != ncclSuccess && begun != ncclInProgress)
-        failed(what, ncclGetErrorString(begun));
-    watchdog_waits();
-    wait_for(what, dev_stream());
-    watchdog_goes_on();
 }
 
 static void copy_alone(void *to, const void *from, size_t bytes) {
@@ -148,7 +155,7 @@ void comm_all_gather_device(void *all, const void *mine, size_t bytes_each) {
     }
     if (!all_ranks)
         connect_ranks();
-    finish("an all-gather", ncclAllGather(mine, all, bytes_each, ncclUint8, all_ranks, dev_stream()));
+    begin("an all-gather", ncclAllGather(mine, all, bytes_each, ncclUint8, all_ranks, dev_stream()));
 }
 
 void comm_reduce_scatter_device(int64_t *mine, int64_t *all, size_t count_each) {
@@ -160,5 +167,5 @@ void comm_reduce_scatter_device(int64_t *mine, int64_t *all, size_t count_each) 
     }
     if (!all_ranks)
         connect_ranks();
-    finish("a reduce-scatter", ncclReduceScatter(all, mine, count_each, ncclInt64, ncclSum, all_ranks, dev_stream()));
+    begin("a reduce-scatter", ncclReduceScatter(all, mine, count_each, ncclInt64, ncclSum, all_ranks, dev_stream()));
 }

@@ -79,7 +79,7 @@ void forecast(Job *job) {
     f.result_bytes += f.forward_bytes + f.judged_bytes + (double)before;
     try_writing(&f);
     malloc_trim(0);
-    double least = -((double)dev_available() / comm_local_size()), most = (double)arena_process_bytes(false);
+    double least = -((double)dev_available() / comm_memory_sharers()), most = (double)arena_process_bytes(false);
     if (dev_is_host())
         least -= most;
     comm_max(&least, 1);
@@ -150,7 +150,7 @@ static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t sam
     int64_t most = f->job->shard.total < SAMPLES_MOST ? f->job->shard.total : SAMPLES_MOST, width = 0;
     for (int i = 0; i < layers->count; i++)
         width += layers->features[i].width;
-    double least = -(double)dev_available() / comm_local_size() / 4;
+    double least = -(double)dev_available() / comm_memory_sharers() / 4;
     comm_max(&least, 1);
     const int64_t fit = (int64_t)(fmin(FEATURE_BYTES, -least) * comm_size() / (double)(width * (int64_t)sizeof(float)));
     most = fit < most ? fit : most;
@@ -266,7 +266,7 @@ static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x) {
 
 /* A trial takes a third of the memory at most, were its P full. */
 static double points_that_fit(int64_t points) {
-    double least = -(double)dev_available() / comm_local_size();
+    double least = -(double)dev_available() / comm_memory_sharers();
     comm_max(&least, 1);
     return fmin((double)points, sqrt(-least / 3 * comm_size() / (sizeof(float) / 2.0 * 1.1)));
 }

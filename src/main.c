@@ -1,4 +1,5 @@
 /* main.c: the job. See README.md for what it is for, stages.h for the stages. */
+#include <math.h>
 #include <string.h>
 
 #include "comm.h"
@@ -51,6 +52,7 @@ int main(int argc, char **argv) {
     if (options.watchdog)
         watchdog_start(comm_node_memory(watchdog_bytes()), comm_local_rank(), comm_local_size(), comm_rank(),
                        options.watchdog);
+    comm_silence(options.watchdog ? options.watchdog : INFINITY);
     progress_quiet(options.quiet);
     start_device(&options);
 

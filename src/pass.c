@@ -83,9 +83,9 @@ static void pass_memory(Pass *pass) {
     pass->have = ARENA_ARRAY(pass->arena, bool, pass->round_samples, "results of a round");
     for (int i = 0; i < pass->stream_count; i++)
         pass->streams[i].rows =
-            arena_alloc(pass->arena, (uint64_t)pass->round_samples, pass->streams[i].row_bytes, "results of a round");
+            dev_alloc_host((size_t)pass->round_samples * pass->streams[i].row_bytes);
     const size_t pixel_bytes = pixel_bytes_of(pass);
-    pass->pixels = arena_alloc(pass->arena, (uint64_t)pass->round_samples, pixel_bytes, "pixels of a round");
+    pass->pixels = dev_alloc_host((size_t)pass->round_samples * pixel_bytes);
 
     size_t outputs = (size_t)shape_size(graph->nodes[graph->logits].shape), cells = 1, B = (size_t)pass->batch;
     for (int m = 0; m < pass->method_count; m++) {
@@ -114,6 +114,9 @@ static void pass_free(Pass *pass) {
         dev_free(w->low);
         dev_free(w->high);
     }
+    for (int i = 0; i < pass->stream_count; i++)
+        dev_free_host(pass->streams[i].rows);
+    dev_free_host(pass->pixels);
     graph_plan_free(pass->plan);
 }
 

@@ -53,7 +53,7 @@ void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start,
         arena_free(run.arena);
         return;
     }
-    double least = -(double)dev_available() / comm_local_size();
+    double least = -(double)dev_available() / comm_memory_sharers();
     comm_max(&least, 1);
     run.free_bytes = -least;
     tsne_refuse_too_large(&run, &(TsneTileSize){0, 0}, &(TsneTileSize){0, 0});
@@ -153,7 +153,7 @@ static void descend(TsneRun *run, TsneResult *result) {
     snprintf(note, sizeof note, "KL %.4f", result->kl);
     progress_end(note);
     static const char *const parts[TSNE_PARTS] = {"repulsion", "attraction", "update", "communication"};
-    for (int i = 0; i < TSNE_PARTS; i++) {
+    for (int i = 0; i < TSNE_PARTS && !dev_stream(); i++) { /* a GPU does its parts when the host is long past them */
         snprintf(stage, sizeof stage, "tsne %s %s", run->name, parts[i]);
         progress_part(stage, run->seconds[i]);
     }
@@ -223,9 +223,13 @@ static void reset_momentum(TsneRun *run) {
 
 static void find_forces(TsneRun *run, bool want_cross) {
     double since = progress_now();
-    k_tsne_repulsion(run->sums, run->y, &run->shape, run->scratch);
-    since = count_seconds(run, TSNE_REPULSION, since);
-    k_tsne_attraction(run->sums, &run->affinities, want_cross, run->y, &run->shape, run->scratch);
+    if (want_cross || dev_repeat(&run->forces)) {
+        k_tsne_repulsion(run->sums, run->y, &run->shape, run->scratch);
+        since = count_seconds(run, TSNE_REPULSION, since);
+        k_tsne_attraction(run->sums, &run->affinities, want_cross, run->y, &run->shape, run->scratch);
+        if (!want_cross)
+            dev_repeat_end(run->forces);
+    }
     since = count_seconds(run, TSNE_ATTRACTION, since);
     comm_reduce_scatter_device(run->sums_mine, run->sums, (size_t)k_tsne_sums(&run->shape));
     count_seconds(run, TSNE_COMMUNICATION, since);
@@ -288,6 +292,7 @@ static void run_free(TsneRun *run) {
                          run->sums_mine,
                          run->norm,
                          run->scratch};
+    dev_repeat_free(run->forces);
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         dev_free(on_device[i]);
     arena_free(run->arena);

@@ -36,6 +36,7 @@ typedef struct {
     int64_t *sums_mine;    /* device (k_tsne_sums): of all pairs on this rank's points, and the totals */
     double *norm;          /* device (count): of each block */
     void *scratch;
+    DevRepeat *forces;          /* find_forces without the divergence, of the descent */
     double seconds[TSNE_PARTS]; /* of this rank, since the descent began */
     TsneDescent descent;
     Arena *arena; /* of what is here on the host */

@@ -2,6 +2,7 @@
  *
  *     mpirun -n R comm_driver           every collective, in place and not; prints "right" once
  *     mpirun -n R comm_driver alone     rank 0 calls one that the others do not: the job must end, in one line
+ *     mpirun -n R comm_driver silent    the same, and nobody but the rank itself notices, after 2 s
  *     mpirun -n R comm_driver differ    rank 0 gathers other sizes than the others */
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,7 +80,9 @@ int main(int argc, char **argv) {
         test_reduce_scatter(sizes[i]);
     }
     comm_all_gather_device(NULL, NULL, 0);
-    if (argc > 1 && strcmp(argv[1], "alone") == 0) {
+    if (argc > 1 && strcmp(argv[1], "silent") == 0)
+        comm_silence(2);
+    if (argc > 1 && (strcmp(argv[1], "alone") == 0 || strcmp(argv[1], "silent") == 0)) {
         if (comm_rank() == 0)
             test_all_gather(5, false);
         else

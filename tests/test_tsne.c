@@ -419,6 +419,39 @@ static void test_forces(void **state) {
     }
 }
 
+/* Of so many points that a GPU deals them out another way; without P. */
+static void test_forces_of_many(void **state) {
+    (void)state;
+    enum { N = 4111, A = 2, BLOCKS = (N + 15) / 16, LOOKED_AT = 97 };
+    const P none = {.tiles = 0};
+    float *y = zeros((size_t)BLOCKS * 16 * A, 4);
+    for (int i = 0; i < N * A; i++)
+        y[i / A / 16 * A * 16 + i % A * 16 + i / A % 16] = 10 * noise((uint32_t)i + 777);
+    int64_t *sums = forces_of(&none, y, N, A, 1), *again = forces_of(&none, y, N, A, 3);
+    assert_memory_equal(sums, again, ((size_t)BLOCKS * 2 * A * 16 + TSNE_TOTALS) * 8);
+    double most = 0, worst = 0;
+    for (int i = 0; i < N; i += LOOKED_AT) {
+        const float *own = y + i / 16 * A * 16 + i % 16;
+        double force[A] = {0};
+        for (int j = 0; j < N; j++) {
+            const float *other = y + j / 16 * A * 16 + j % 16;
+            const double d[A] = {(double)own[0] - other[0], (double)own[16] - other[16]};
+            const double w = 1 / (1 + d[0] * d[0] + d[1] * d[1]);
+            for (int a = 0; a < A; a++)
+                force[a] += w * w * d[a];
+        }
+        for (int a = 0; a < A; a++) {
+            const double got = k_tsne_force_unit(N) * (double)sums[(i / 16 * 2 * A + a) * 16 + i % 16];
+            most = fmax(most, fabs(force[a]));
+            worst = fmax(worst, fabs(got - force[a]));
+        }
+    }
+    assert_true(worst <= 2e-6 * most);
+    free(y);
+    free(sums);
+    free(again);
+}
+
 static const char *program;
 
 /* AVX-512, AVX2 and no vectors, where the processor has them; a process can be brought to one level only. */
@@ -454,10 +487,11 @@ int main(int argc, char **argv) {
         return failed;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reciprocal), cmocka_unit_test(test_reciprocal_root),
-        cmocka_unit_test(test_exp_minus),  cmocka_unit_test(test_log),
-        cmocka_unit_test(test_order),      cmocka_unit_test(test_order_of_equal_points),
-        cmocka_unit_test(test_update),     cmocka_unit_test(test_forces_at_every_level),
+        cmocka_unit_test(test_reciprocal),     cmocka_unit_test(test_reciprocal_root),
+        cmocka_unit_test(test_exp_minus),      cmocka_unit_test(test_log),
+        cmocka_unit_test(test_order),          cmocka_unit_test(test_order_of_equal_points),
+        cmocka_unit_test(test_update),         cmocka_unit_test(test_forces_at_every_level),
+        cmocka_unit_test(test_forces_of_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

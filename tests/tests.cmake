@@ -37,6 +37,10 @@ if(CUDA STREQUAL "HOST")
   set_tests_properties(cudahost_selftest PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 600)
 endif()
 
+# What a device reaches, in CSV; no test.
+add_executable(bench_device tests/bench_device.c)
+target_link_libraries(bench_device PRIVATE core ref)
+
 # Device collectives: right for any number of ranks; and what ends a job with one line.
 if(NOT KERNELS_ONLY)
   add_executable(comm_driver tests/comm_driver.c)
@@ -52,6 +56,8 @@ if(NOT KERNELS_ONLY)
   endforeach()
   if(CUDA STREQUAL "HOST")
     ranks_test(comm_alone 3 "^cnnscope: NCCL: an all-gather failed on rank 0 [^\n]*\n$" "CUDAHOST_NCCL_PATIENCE=2" alone)
+    ranks_test(comm_silent 3 "^cnnscope: NCCL: an all-gather failed on rank 0 .no word from another rank for 2 s[^\n]*\n$"
+               "CUDAHOST_NCCL_PATIENCE=1000" silent)
     ranks_test(comm_differ 2 "cudahost: rank . is in collective" "CUDAHOST_SEED=1" differ)
     ranks_test(comm_no_device 2 "^cnnscope: GPU: none is visible[^\n]*--gpus-per-task=1[^\n]*\n$" "CUDAHOST_DEVICES=0")
     ranks_test(comm_one_device 2 "^cnnscope: GPU: ranks 0 and 1 [^\n]*--gpus-per-task=1[^\n]*\n$" "CUDAHOST_DEVICES=1")
@@ -61,6 +67,17 @@ if(NOT KERNELS_ONLY)
   endif()
 endif()
 if(NOT TARGET cnnscope)
+  return()
+endif()
+find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
+
+# The program on the GPU, or on the host executor, beside the CPU build's that CNNSCOPE_BIN names (build/cnnscope).
+if(CUDA)
+  if(PYTHON AND NOT SANITIZE)
+    add_test(NAME program COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=5 tests/test_cuda.py
+             WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    set_tests_properties(program PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 2400)
+  endif()
   return()
 endif()
 
@@ -78,7 +95,6 @@ target_compile_options(bench_kernels PRIVATE -O3 -march=native)
 target_link_libraries(bench_kernels PRIVATE core ref)
 
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
-find_program(PYTHON python3 PATHS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(PYTHON AND NOT SANITIZE)
   add_test(NAME python COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=10 tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(python PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 2400)
@@ -114,7 +130,7 @@ endif()
 
 # The CUDA build where there is no GPU: its kernels by nvcc, and executed on the host. Each says "skipped" where NVIDIA's
 # compiler or headers are not. All orders, the race detector and coverage, without `quick`, take a quarter of an hour.
-if(NOT CUDA AND NOT SANITIZE)
+if(NOT SANITIZE)
   add_test(NAME cuda_compile COMMAND scripts/cuda-compile.sh WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   add_test(NAME cuda_host COMMAND scripts/cuda-host.sh ${CMAKE_BINARY_DIR} quick WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(cuda_compile cuda_host PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1800 RUN_SERIAL ON)

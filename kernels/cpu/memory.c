@@ -105,6 +105,14 @@ void dev_free(void *memory) {
     free(memory);
 }
 
+void *dev_alloc_host(size_t bytes) {
+    return dev_alloc(bytes);
+}
+
+void dev_free_host(void *memory) {
+    dev_free(memory);
+}
+
 void dev_upload(void *device, const void *host, size_t bytes) {
     if (bytes)
         memcpy(device, host, bytes);
@@ -121,6 +129,19 @@ void *dev_stream(void) {
 
 bool dev_is_host(void) {
     return true;
+}
+
+bool dev_repeat(DevRepeat **repeat) {
+    (void)repeat;
+    return true;
+}
+
+void dev_repeat_end(DevRepeat *repeat) {
+    (void)repeat;
+}
+
+void dev_repeat_free(DevRepeat *repeat) {
+    (void)repeat;
 }
 
 size_t dev_available(void) {

@@ -43,6 +43,7 @@ void k_input(Lane *lane, float *out, const void *pixels, const PixelTransform *t
     const int64_t sample = (int64_t)transform->channels * transform->height * transform->width;
     const size_t bytes = (size_t)(count * sample) * pixel_bytes(transform->dtype);
     void *staged = gpu_staging(lane, bytes);
+    gpu_enter();
     if (bytes > 0)
         GPU_OK(cudaMemcpyAsync(staged, pixels, bytes, cudaMemcpyHostToDevice, lane->stream));
     gpu_launch(transform_pixels, work_grid(sample, B), WORK_THREADS, 0, lane->stream, out, staged, *transform, sample,

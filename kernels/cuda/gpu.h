@@ -6,7 +6,7 @@
  *   device memory reaches a kernel than through an argument of its own (none inside a struct);
  * - a block is a multiple of 32 threads, warp operations name all 32 lanes, and no thread returns before a barrier or a
  *   warp operation that others reach;
- * - int64_t for sizes and indices that multiply; every result of a call goes through GPU_OK or BLAS_OK;
+ * - int64_t for sizes and indices that multiply; every result of a call goes through GPU_OK;
  * - no cooperative groups, thrust, cub, inline assembly, managed memory, or tests of the architecture.
  * Values are plain (NCHW): LAYOUT_BLOCKED is the same memory as LAYOUT_PLAIN here.
  *
@@ -14,7 +14,6 @@
 #ifndef CNNSCOPE_GPU_H
 #define CNNSCOPE_GPU_H
 
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include "failure.h"
@@ -25,16 +24,16 @@ extern "C" {
 /* One stream of the device, in whose order everything asked of the lane is done. */
 struct Lane {
     cudaStream_t stream;
-    cublasHandle_t
-        blas; /* on this stream, plain fp32 (no TF32), with a workspace of its own: the same bits every time */
     void *memory;
-    void *blas_workspace;
     void *staging; /* see gpu_staging */
     size_t staging_bytes;
 };
 
 /* The lane of kernels that take none (PCA, t-SNE), and of dev_upload and dev_download, which wait for it. */
 Lane *gpu_own_lane(void);
+
+/* Until all that is asked of the process's own lane, or the event, is done; see dev_on_wait. */
+void gpu_wait_own(cudaEvent_t event);
 
 /* Device memory of the lane of at least `bytes`, for what comes from the host on its way (k_input). Its contents are the
  * caller's until the lane's next call of it; when it grows the lane is waited for. */
@@ -50,9 +49,7 @@ void gpu_enter(void);
 /* ---- Errors: one line through the function given to dev_on_failure --------------------------------------------- */
 
 void gpu_ok(cudaError_t status, const char *what, const char *file, int line);
-void gpu_blas_ok(cublasStatus_t status, const char *what, const char *file, int line);
 #define GPU_OK(call) gpu_ok((call), #call, __FILE__, __LINE__)
-#define BLAS_OK(call) gpu_blas_ok((call), #call, __FILE__, __LINE__)
 
 /* ---- Launching -------------------------------------------------------------------------------------------------- */
 

@@ -1,13 +1,15 @@
-/* lane.cu: a lane is a stream with its memory and its cuBLAS handle. See kernels.h and gpu.h.
+/* lane.cu: a lane is a stream with its memory. See kernels.h and gpu.h.
  *
- * A few lanes, each driven by a host thread, let copies of one batch overlap the kernels of another. Values are plain
- * (NCHW) throughout, so bringing them to NCHW is a copy: 8 bytes of traffic an element, as k_accumulate has 12.
+ * Lanes, each driven by a host thread, let copies of one batch overlap the kernels of another: while one lane's batch is
+ * computed, a second uploads, a third downloads, and a fourth is between two batches. That needs host memory of
+ * dev_alloc_host: copies from and to any other wait. Values are plain (NCHW) throughout, so bringing them to NCHW is a
+ * copy: 8 bytes of traffic an element, as k_accumulate has 12.
  * Has run on the host executor only, not on a GPU. */
 #include <stdlib.h>
 
 #include "gpu.h"
 
-enum { LANES = 3, BLOCK = 256, WORKSPACE_BYTES = 32 << 20 /* what cuBLAS asks for on the newest devices */ };
+enum { LANES = 4, BLOCK = 256 };
 
 int lane_count(void) {
     return LANES;
@@ -16,14 +18,9 @@ int lane_count(void) {
 Lane *lane_new(size_t memory_bytes) {
     Lane *lane = (Lane *)gpu_new_host(sizeof *lane);
     lane->memory = dev_alloc(memory_bytes);
-    lane->blas_workspace = dev_alloc(WORKSPACE_BYTES);
     GPU_OK(cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking));
-    BLAS_OK(cublasCreate(&lane->blas));
-    BLAS_OK(cublasSetStream(lane->blas, lane->stream));
-    BLAS_OK(cublasSetWorkspace(lane->blas, lane->blas_workspace, WORKSPACE_BYTES));
-    BLAS_OK(cublasSetMathMode(lane->blas, CUBLAS_PEDANTIC_MATH));
     GPU_OK(cudaMemsetAsync(lane->memory, 0, memory_bytes, lane->stream));
-    lane_sync(lane);
+    GPU_OK(cudaStreamSynchronize(lane->stream));
     return lane;
 }
 
@@ -31,10 +28,8 @@ void lane_free(Lane *lane) {
     if (!lane)
         return;
     lane_sync(lane);
-    BLAS_OK(cublasDestroy(lane->blas));
     GPU_OK(cudaStreamDestroy(lane->stream));
     dev_free(lane->memory);
-    dev_free(lane->blas_workspace);
     dev_free(lane->staging);
     free(lane);
 }
@@ -63,7 +58,10 @@ void *gpu_staging(Lane *lane, size_t bytes) {
 
 void lane_sync(Lane *lane) {
     gpu_enter();
-    GPU_OK(cudaStreamSynchronize(lane->stream));
+    if (lane == gpu_own_lane())
+        gpu_wait_own(NULL);
+    else
+        GPU_OK(cudaStreamSynchronize(lane->stream));
 }
 
 void lane_copy(Lane *lane, void *device_to, const void *device_from, size_t bytes) {

@@ -52,12 +52,6 @@ void gpu_ok(cudaError_t status, const char *what, const char *file, int line) {
                  cudaGetErrorString(status), cudaGetErrorName(status), what, file, line);
 }
 
-void gpu_blas_ok(cublasStatus_t status, const char *what, const char *file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS)
-        kernel_fail("GPU: %s in %.80s at %s:%d, expected success: check the device with nvidia-smi",
-                 cublasGetStatusString(status), what, file, line);
-}
-
 /* Devices have no levels to choose from: those of all ranks must be alike, which dev_core tells. */
 int dev_isa(void) {
     return 0;
@@ -70,11 +64,9 @@ void dev_limit_isa(int isa) {
 const char *dev_core(void) {
     static char core[400];
     cudaDeviceProp device;
-    int version = 0;
     gpu_enter();
     GPU_OK(cudaGetDeviceProperties(&device, current_device));
-    BLAS_OK(cublasGetVersion(gpu_own_lane()->blas, &version));
-    snprintf(core, sizeof core, "%s (sm_%d%d), cuBLAS %d", device.name, device.major, device.minor, version);
+    snprintf(core, sizeof core, "%s (sm_%d%d)", device.name, device.major, device.minor);
     return core;
 }
 
@@ -91,9 +83,29 @@ void *dev_alloc(size_t bytes) {
     return memory;
 }
 
+/* cudaFree waits for the device, for ever if a collective of a rank that is gone is in it: so we wait first. */
 void dev_free(void *memory) {
     gpu_enter();
+    if (memory)
+        gpu_wait_own(NULL);
     GPU_OK(cudaFree(memory));
+}
+
+void *dev_alloc_host(size_t bytes) {
+    gpu_enter();
+    void *memory = NULL;
+    const cudaError_t status = cudaMallocHost(&memory, bytes ? bytes : 1);
+    if (status == cudaErrorMemoryAllocation)
+        kernel_fail("memory: %.2f GiB that the GPU can copy from are needed, and the system has not got them: use more "
+                    "nodes, or a smaller --batch",
+                    (double)bytes / 0x1p30);
+    GPU_OK(status);
+    return memory;
+}
+
+void dev_free_host(void *memory) {
+    gpu_enter();
+    GPU_OK(cudaFreeHost(memory));
 }
 
 void dev_upload(void *device, const void *host, size_t bytes) {

@@ -11,7 +11,8 @@
  *
  * Price of the repulsion, from the code of sm_90: 16.4 instructions for 32 pairs of points and both of their sides in
  * 2-D, 22.9 in 3-D, and an atomic addition of 8 bytes for every 51 pairs: 1.8e12 such pairs a second on an H100 at best,
- * 28 us an iteration at 10,000 points. Under some 2500 points there are fewer blocks than it has multiprocessors.
+ * 28 us an iteration at 10,000 points. Of few points (FEW) the columns of a tile are cut over four times as many blocks:
+ * there would be fewer than multiprocessors, and each warp alone on its scheduler.
  * Estimates: it has run on the host executor only, never on a GPU. */
 #include "shared_tsne.h"
 #include "work.h"
@@ -22,10 +23,15 @@ enum {
     ROW_PARTS = TSNE_TILE / ROWS, /* blocks of a pair of tiles */
     WARPS = 4,                    /* of such a block */
     COLUMNS = TSNE_TILE / WARPS,  /* of each of its warps */
-    PULL_THREADS = 256,           /* of a block of the attraction */
-    HALVES = PULL_THREADS / 16,   /* cells it works on at once */
+    FEW = 4096,                   /* points, up to which those are cut into FEW_PARTS blocks */
+    FEW_PARTS = 4,
+    PULL_THREADS = 256,         /* of a block of the attraction */
+    HALVES = PULL_THREADS / 16, /* cells it works on at once */
+    PULL_FEW = 16384,           /* points, up to which a pair's cells are dealt to PULL_PARTS blocks */
+    PULL_PARTS = TSNE_TILE_BLOCKS * TSNE_TILE_BLOCKS / PULL_THREADS,
 };
 static_assert(ROWS == 32 * WARPS, "a thread adds up a row's force");
+static_assert(COLUMNS % (32 * FEW_PARTS) == 0, "a warp takes 32 columns at a time");
 static_assert(PULL_THREADS == WORK_THREADS, "block_sum");
 
 size_t k_tsne_scratch(const TsneShape *shape) {
@@ -96,8 +102,14 @@ static __device__ __forceinline__ void repel_columns(float (&force)[LANE_ROWS][A
     }
 }
 
+/* How many blocks the columns of a tile are cut into: by the number of points alone, as the terms of a float sum must be
+ * the same on any number of ranks. */
+static int column_parts(int64_t points) {
+    return points <= FEW ? FEW_PARTS : 1;
+}
+
 /* sums: zeros before. A tile against itself: every ordered pair, for the rows' side only. Grid: ROW_PARTS for each of the
- * rank's pairs of tiles. */
+ * rank's pairs of tiles, and column_parts. */
 template <int A>
 static __global__ void __launch_bounds__(ROWS) repel(int64_t *sums, const float *y, int64_t points, int64_t count,
                                                      int part, int parts, float force_scale, double w_scale) {
@@ -117,8 +129,9 @@ static __global__ void __launch_bounds__(ROWS) repel(int64_t *sums, const float 
         for (int a = 0; a < A; a++) /* past the last point: any number */
             mine[r][a] = row < points ? y[(row / TSNE_BLOCK * A + a) * TSNE_BLOCK + row % TSNE_BLOCK] : 0;
     }
-    const int64_t from = column_tile * TSNE_TILE + warp * COLUMNS;
-    for (int64_t k = from; k < from + COLUMNS && k < points; k += 32) {
+    const int columns = COLUMNS / (int)gridDim.y;
+    const int64_t from = column_tile * TSNE_TILE + ((int)blockIdx.y * WARPS + warp) * columns;
+    for (int64_t k = from; k < from + columns && k < points; k += 32) {
         const int64_t own = k + lane;
         float column[A], column_force[A] = {}, some_w = 0;
         for (int a = 0; a < A; a++)
@@ -174,8 +187,9 @@ void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, voi
     const int64_t pairs = k_tsne_tiles(shape->points);
     const int64_t mine = (pairs - shape->part + shape->parts - 1) / shape->parts; /* 0 where there are more ranks */
     GPU_OK(cudaMemsetAsync(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums, stream));
-    gpu_launch(shape->axes == 2 ? repel<2> : repel<3>, gpu_blocks(mine * ROW_PARTS, 1), ROWS, 0, stream, sums, y,
-               shape->points, shape->count, shape->part, shape->parts, (float)(1 / k_tsne_force_unit(shape->points)),
+    const dim3 grid(gpu_blocks(mine * ROW_PARTS, 1), (unsigned)column_parts(shape->points));
+    gpu_launch(shape->axes == 2 ? repel<2> : repel<3>, grid, ROWS, 0, stream, sums, y, shape->points, shape->count,
+               shape->part, shape->parts, (float)(1 / k_tsne_force_unit(shape->points)),
                1 / k_tsne_w_unit(shape->points));
     share_with_all(stream, sums, shape, TSNE_TOTAL_W);
 }
@@ -265,7 +279,8 @@ static __device__ __forceinline__ float attract_cell(float (&force)[A], float (&
     return A == 2 ? logs : 1.5f * logs;
 }
 
-/* Grid: the rank's pairs of tiles. */
+/* Grid: the rank's pairs of tiles, and the blocks that the cells of each are dealt to, PULL_THREADS at a time. How many
+ * these are is, like column_parts, by the number of points alone. */
 template <int A, bool CROSS>
 static __global__ void __launch_bounds__(PULL_THREADS, 3)
     attract(int64_t *sums, const int64_t *tile, const int64_t *cell_start, const int64_t *value_start,
@@ -286,7 +301,8 @@ static __global__ void __launch_bounds__(PULL_THREADS, 3)
     for (int64_t first = cell_start[blockIdx.x]; first < end; first += PULL_THREADS) {
         const int64_t chunk = end - first < PULL_THREADS ? end - first : (int64_t)PULL_THREADS;
         const int values = value_offsets(offset, parts, cell + first, chunk);
-        for (int64_t k = half; k - half < chunk; k += HALVES) {
+        const bool mine = (first - cell_start[blockIdx.x]) / PULL_THREADS % gridDim.y == blockIdx.y;
+        for (int64_t k = half; mine && k - half < chunk; k += HALVES) {
             const bool there = k < chunk;
             const TsneCell *own = cell + first + (there ? k : 0);
             const int row = own->row * TSNE_BLOCK, column = own->column * TSNE_BLOCK;
@@ -326,11 +342,11 @@ void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cro
                        const TsneShape *shape, void *scratch) {
     (void)scratch;
     cudaStream_t stream = gpu_own_lane()->stream;
+    const dim3 grid(gpu_blocks(affinities->tiles, 1), shape->points <= PULL_FEW ? PULL_PARTS : 1);
     gpu_launch(shape->axes == 2 ? (cross ? attract<2, true> : attract<2, false>)
                                 : (cross ? attract<3, true> : attract<3, false>),
-               gpu_blocks(affinities->tiles, 1), PULL_THREADS, 0, stream, sums, affinities->tile,
-               affinities->cell_start, affinities->value_start, affinities->cell, affinities->value, y, shape->points,
-               shape->count);
+               grid, PULL_THREADS, 0, stream, sums, affinities->tile, affinities->cell_start, affinities->value_start,
+               affinities->cell, affinities->value, y, shape->points, shape->count);
     if (cross)
         share_with_all(stream, sums, shape, TSNE_TOTAL_CROSS);
 }

@@ -9,7 +9,6 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g")
 # NVIDIA's headers: of a toolkit, or of the wheels that scripts/setup.sh fetches.
 find_path(CUDA_INCLUDE_DIR cuda_runtime.h REQUIRED HINTS $ENV{CUDA_HOME} /usr/local/cuda ${CMAKE_SOURCE_DIR}/.venv/cuda
           PATH_SUFFIXES include)
-find_path(CUBLAS_INCLUDE_DIR cublas_v2.h REQUIRED HINTS ${CUDA_INCLUDE_DIR})
 
 # Makes sources CUDA ones: cudahost.h stands in front, and their memory accesses are watched where that is asked for.
 function(cudahost_sources)
@@ -21,19 +20,19 @@ function(cudahost_sources)
   set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "${OPTIONS}")
 endfunction()
 
-set(EXECUTOR tests/cudahost/blocks.cpp tests/cudahost/runtime.cpp tests/cudahost/races.cpp tests/cudahost/cublas.cpp)
+set(EXECUTOR tests/cudahost/blocks.cpp tests/cudahost/runtime.cpp tests/cudahost/races.cpp)
 if(CUDAHOST_RACES)
   set_source_files_properties(tests/cudahost/races.cpp PROPERTIES COMPILE_DEFINITIONS CUDAHOST_RACES)
 endif()
 cudahost_sources(${CUDA_SOURCES})
 add_library(kernels STATIC ${CUDA_SOURCES} ${EXECUTOR} ${SHARED_SOURCES})
 target_include_directories(kernels PRIVATE tests/cudahost)
-target_include_directories(kernels SYSTEM PUBLIC ${CUDA_INCLUDE_DIR} ${CUBLAS_INCLUDE_DIR})
+target_include_directories(kernels SYSTEM PUBLIC ${CUDA_INCLUDE_DIR})
 target_link_libraries(kernels PUBLIC ${CMAKE_DL_LIBS})
 
 if(NOT KERNELS_ONLY)
   find_package(MPI REQUIRED COMPONENTS C)
-  find_path(NCCL_INCLUDE_DIR nccl.h REQUIRED HINTS ${CUDA_INCLUDE_DIR})
+  find_path(NCCL_INCLUDE_DIR nccl.h REQUIRED HINTS ${CUDA_INCLUDE_DIR} ${CMAKE_SOURCE_DIR}/.venv/cuda/include)
   add_library(nccl_device STATIC tests/cudahost/nccl.cpp)
   target_include_directories(nccl_device PRIVATE tests/cudahost)
   target_include_directories(nccl_device SYSTEM PUBLIC ${NCCL_INCLUDE_DIR} ${CUDA_INCLUDE_DIR})

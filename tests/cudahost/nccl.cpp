@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "runtime.h"
 
@@ -67,51 +68,62 @@ struct Intent {
     long number, what, bytes;
 };
 
+/* MPI is given copies: it goes on while other calls of the host wait, and device memory is closed to all then. */
 struct Collective {
     ncclComm *comm;
     Intent mine;
-    std::unique_ptr<Intent[]> all;
+    const void *given;
+    void *result;
+    std::function<void(Collective *)> exchange;
+    std::vector<char> from, to;
+    std::vector<Intent> all;
     MPI_Request request;
     bool begun, compared;
-    time_t from;
-    std::function<void(MPI_Request *)> exchange;
+    time_t since;
 
     bool step() {
         int done = 0;
         if (!begun) {
             begun = true;
-            from = time(nullptr);
-            MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all.get(), sizeof mine, MPI_BYTE, comm->ranks, &request);
+            since = time(nullptr);
+            MPI_Iallgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, comm->ranks, &request);
         }
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-        if (done && compared)
+        if (done && compared) {
+            memcpy(result, to.data(), to.size());
             return true;
+        }
         if (done) {
             for (int r = 0; r < comm->size; r++)
-                if (memcmp(&all[r], &mine, sizeof mine) != 0)
+                if (memcmp(&all[(size_t)r], &mine, sizeof mine) != 0)
                     stop("rank %d is in collective %ld of kind %ld and %ld bytes, rank %d in %ld of kind %ld and %ld "
                          "bytes",
-                         comm->rank, mine.number, mine.what, mine.bytes, r, all[r].number, all[r].what, all[r].bytes);
+                         comm->rank, mine.number, mine.what, mine.bytes, r, all[(size_t)r].number, all[(size_t)r].what,
+                         all[(size_t)r].bytes);
             compared = true;
-            exchange(&request);
+            memcpy(from.data(), given, from.size());
+            exchange(this);
         }
         const char *patience = getenv("CUDAHOST_NCCL_PATIENCE");
-        if (time(nullptr) - from > (patience ? atoi(patience) : 10))
+        if (time(nullptr) - since > (patience ? atoi(patience) : 10))
             comm->state = ncclRemoteError;
         return false;
     }
 };
 
-static ncclResult_t begin(ncclComm_t comm, long what, size_t bytes, cudaStream_t stream,
-                          std::function<void(MPI_Request *)> exchange) {
-    auto c = std::make_shared<Collective>(Collective{comm,
-                                                     {++comm->begun, what, (long)bytes},
-                                                     std::unique_ptr<Intent[]>(new Intent[(size_t)comm->size]),
-                                                     MPI_REQUEST_NULL,
-                                                     false,
-                                                     false,
-                                                     0,
-                                                     std::move(exchange)});
+static ncclResult_t begin(ncclComm_t comm, long what, void *result, size_t result_bytes, const void *given,
+                          size_t given_bytes, cudaStream_t stream, std::function<void(Collective *)> exchange) {
+    need_device("a collective's result", result, result_bytes);
+    need_device("what is given to a collective", given, given_bytes);
+    auto c = std::make_shared<Collective>();
+    c->comm = comm;
+    c->mine = {++comm->begun, what, (long)given_bytes};
+    c->given = given;
+    c->result = result;
+    c->exchange = std::move(exchange);
+    c->from.resize(given_bytes);
+    c->to.resize(result_bytes);
+    c->all.resize((size_t)comm->size);
     enqueue(
         stream, [c] { return c->step(); }, true);
     return ncclSuccess;
@@ -120,12 +132,9 @@ static ncclResult_t begin(ncclComm_t comm, long what, size_t bytes, cudaStream_t
 ncclResult_t ncclAllGather(const void *mine, void *all, size_t count, ncclDataType_t type, ncclComm_t comm,
                            cudaStream_t stream) {
     const size_t bytes = count * type_bytes(type);
-    need_device("ncclAllGather", mine, bytes);
-    need_device("ncclAllGather", all, bytes * (size_t)comm->size);
-    return begin(comm, 1, bytes, stream, [=](MPI_Request *request) {
-        const bool in_place = mine == (char *)all + (size_t)comm->rank * bytes;
-        MPI_Iallgather(in_place ? MPI_IN_PLACE : mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, comm->ranks,
-                       request);
+    return begin(comm, 1, all, bytes * (size_t)comm->size, mine, bytes, stream, [=](Collective *c) {
+        MPI_Iallgather(c->from.data(), (int)bytes, MPI_BYTE, c->to.data(), (int)bytes, MPI_BYTE, comm->ranks,
+                       &c->request);
     });
 }
 
@@ -133,9 +142,8 @@ ncclResult_t ncclReduceScatter(const void *all, void *mine, size_t count, ncclDa
                                ncclComm_t comm, cudaStream_t stream) {
     if (type != ncclInt64 || op != ncclSum)
         stop("ncclReduceScatter of type %d and operation %d is not known here", (int)type, (int)op);
-    need_device("ncclReduceScatter", all, count * 8 * (size_t)comm->size);
-    need_device("ncclReduceScatter", mine, count * 8);
-    return begin(comm, 2, count * 8, stream, [=](MPI_Request *request) {
-        MPI_Ireduce_scatter_block(all, mine, (int)count, MPI_INT64_T, MPI_SUM, comm->ranks, request);
+    return begin(comm, 2, mine, count * 8, all, count * 8 * (size_t)comm->size, stream, [=](Collective *c) {
+        MPI_Ireduce_scatter_block(c->from.data(), c->to.data(), (int)count, MPI_INT64_T, MPI_SUM, comm->ranks,
+                                  &c->request);
     });
 }

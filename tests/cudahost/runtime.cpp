@@ -7,7 +7,8 @@
  *     CUDAHOST_SEED=1      the order of everything that CUDA leaves open
  *     CUDAHOST_DEVICES=8   how many are visible
  *     CUDAHOST_DRIVER=old  a driver older than the toolkit
- *     CUDAHOST_MEMORY=N    bytes of device memory (8 GiB) */
+ *     CUDAHOST_MEMORY=N    bytes of device memory (8 GiB)
+ *     CUDAHOST_PINNED=1    copies in any stream but the first made must be of pinned host memory, or they would wait */
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -35,9 +36,18 @@ struct Work {
     bool main_only;
 };
 
+struct CUgraph_st {
+    std::vector<Work> works;
+};
+
+struct CUgraphExec_st {
+    std::vector<Work> works;
+};
+
 struct CUstream_st {
     int device;
     std::deque<Work> queue;
+    CUgraph_st *recording; /* what is asked goes there and is not done; or NULL */
 };
 
 namespace cudahost {
@@ -49,6 +59,7 @@ static const size_t PAGE = 4096, ALIGN = 256, FILLED_BYTES = 16 << 20;
 static std::map<uintptr_t, Allocation> allocations;
 static std::map<const void *, size_t> allowed_shared; /* cudaFuncSetAttribute */
 static std::vector<CUstream_st *> streams;
+static std::map<uintptr_t, size_t> pinned; /* host memory by cudaMallocHost */
 static size_t allocated;
 static int opened;
 static thread_local int device;
@@ -144,7 +155,18 @@ void enqueue(cudaStream_t stream, std::function<bool()> work, bool main_only) {
         stop("work for a stream that does not exist (the default stream is not used here)");
     if (stream->device != device)
         stop("work for a stream of device %d by a host thread whose device is %d", stream->device, device);
-    stream->queue.push_back({std::move(work), main_only});
+    if (stream->recording && main_only)
+        stop("a collective in a stream that is being recorded: that is not known here");
+    if (stream->recording)
+        stream->recording->works.push_back({std::move(work), main_only});
+    else
+        stream->queue.push_back({std::move(work), main_only});
+}
+
+static void not_recording(const char *what) {
+    for (const CUstream_st *s : streams)
+        if (s->recording)
+            stop("%s while a stream is being recorded", what);
 }
 
 /* The first piece of work of a stream; false when it cannot be done yet. */
@@ -171,6 +193,7 @@ static bool step_any() {
 }
 
 static void wait_for(CUstream_st *stream) {
+    not_recording("a wait");
     open_memory();
     for (int idle = 0; !stream->queue.empty(); idle++) {
         if (step_any())
@@ -195,6 +218,11 @@ static bool check_copy(const void *to, const void *from, size_t bytes, cudaMemcp
     if ((!to_device && on_device(to)) || (!from_device && on_device(from)))
         stop("a copy of kind %d is given device memory where that of the host was expected", (int)kind);
     return !to_device;
+}
+
+static bool is_pinned(const void *p, size_t bytes) {
+    auto next = pinned.upper_bound((uintptr_t)p);
+    return next != pinned.begin() && (uintptr_t)p + bytes <= std::prev(next)->first + std::prev(next)->second;
 }
 
 void enqueue_kernel(Site site, void (*call)(const void *), std::shared_ptr<const void> arguments, size_t bytes,
@@ -294,6 +322,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
     Guard guard(lock);
+    not_recording("cudaMalloc");
     if (bytes > setting("CUDAHOST_MEMORY", (size_t)8 << 30) - allocated)
         return cudaErrorMemoryAllocation;
     const size_t all = mapped(bytes);
@@ -338,6 +367,27 @@ cudaError_t cudaFree(void *memory) {
     return cudaSuccess;
 }
 
+/* Ordinary memory, spoilt. */
+cudaError_t cudaMallocHost(void **memory, size_t bytes) {
+    Guard guard(lock);
+    *memory = malloc(bytes);
+    if (!*memory)
+        return cudaErrorMemoryAllocation;
+    memset(*memory, 0xff, bytes);
+    pinned[(uintptr_t)*memory] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *memory) {
+    Guard guard(lock);
+    for (CUstream_st *s : std::vector<CUstream_st *>(streams))
+        wait_for(s);
+    if (memory && pinned.erase((uintptr_t)memory) == 0)
+        stop("cudaFreeHost of %p, which is not by cudaMallocHost", memory);
+    free(memory);
+    return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
     Guard guard(lock);
     *all = setting("CUDAHOST_MEMORY", (size_t)8 << 30);
@@ -350,6 +400,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     Guard guard(lock);
     if (check_copy(to, from, bytes, kind))
         memset(to, 0xff, bytes);
+    if (kind != cudaMemcpyDeviceToDevice && stream != streams.front() && setting("CUDAHOST_PINNED", 0) &&
+        !is_pinned(kind == cudaMemcpyHostToDevice ? from : to, bytes))
+        stop("a copy of %zu bytes of host memory that is not pinned", bytes);
     enqueue(stream, [=] {
         memmove(to, from, bytes);
         return true;
@@ -369,7 +422,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     Guard guard(lock);
-    *stream = new CUstream_st{device, {}};
+    *stream = new CUstream_st{device, {}, nullptr};
     streams.push_back(*stream);
     return cudaSuccess;
 }
@@ -383,10 +436,50 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 /* Asking often enough gets the work done. */
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     Guard guard(lock);
+    not_recording("a query");
     open_memory();
     step_any();
     close_memory();
     return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+    Guard guard(lock);
+    if (stream->recording || mode != cudaStreamCaptureModeThreadLocal)
+        stop("cudaStreamBeginCapture: the stream is being recorded, or the mode is not known here");
+    stream->recording = new CUgraph_st;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    Guard guard(lock);
+    if (!stream->recording)
+        stop("cudaStreamEndCapture of a stream that is not being recorded");
+    *graph = stream->recording;
+    stream->recording = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long) {
+    *executable = new CUgraphExec_st{graph->works};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    Guard guard(lock);
+    for (const Work &work : executable->works)
+        enqueue(stream, work.run);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+    delete executable;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -416,6 +509,21 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     Guard guard(lock);
     const unsigned long number = event->asked;
     enqueue(stream, [=] { return event->reached >= number; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    Guard guard(lock);
+    not_recording("a query");
+    open_memory();
+    step_any();
+    close_memory();
+    return event->reached >= event->asked ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    while (cudaEventQuery(event) != cudaSuccess)
+        ;
     return cudaSuccess;
 }
 

@@ -37,6 +37,7 @@ enum Bug {
     OTHER_STREAM_NOT_WAITED_FOR,
     TOO_MUCH_SHARED,
     WRONG_DIRECTION,
+    WAIT_IN_RECORDING,
     BUGS
 };
 
@@ -66,6 +67,7 @@ static const struct {
     {"other-stream-not-waited-for", SOMETIMES, SOMETIMES, SOMETIMES},
     {"too-much-shared", ALWAYS, ALWAYS, ALWAYS},
     {"wrong-direction", ALWAYS, ALWAYS, ALWAYS},
+    {"wait-in-recording", ALWAYS, ALWAYS, ALWAYS},
 };
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -187,6 +189,8 @@ static int run(Bug bug) {
     if (bug == WRONG_DIRECTION)
         lane_download(other, from, to, 4);
     lane_download(other, back.data(), to, 32 * sizeof(float));
+    if (bug == WAIT_IN_RECORDING)
+        GPU_OK(cudaStreamBeginCapture(lane->stream, cudaStreamCaptureModeThreadLocal));
     if (bug != NO_SYNC)
         lane_sync(other);
     lane_sync(lane);
