@@ -4,8 +4,9 @@
 
 #include <stdint.h>
 
-/* order (N) <- the points' numbers, in kd-order of x (N, D): halves of whole blocks of 16 points, split across the
- * widest dimension, again and again. Ties go by number: one order for one input. */
+/* order (N) <- the points' numbers, by halving x (N, D): halves of whole blocks of 16 points, split across their longest
+ * axis (the principal one, nearly), again and again (a principal axis tree: McNames 2001). Ties go by number: one order
+ * for one input. */
 void tsne_order(int64_t *order, const float *x, int64_t points, int width);
 
 #endif

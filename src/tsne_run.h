@@ -24,7 +24,7 @@ typedef struct {
     const char *name;
     int64_t points, all_blocks; /* all_blocks: of all ranks, padding included */
     TsneShape shape;
-    int64_t *order; /* host: sample at each place of the kd-order */
+    int64_t *order; /* host: sample at each place of the order of t-SNE */
     float *packed;  /* device: points (blocks, D, 16) */
     float *rows;    /* device: TSNE_ROW_NUMBERS of each row (all_blocks, .., 16) */
     TsneAffinities affinities;
@@ -60,7 +60,7 @@ double tsne_bytes(const TsneRun *run, TsneTileSize share);
  * began (run->free_bytes), naming what would. total: of all ranks. */
 void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most);
 
-/* Collective. Sets order and packed: all points on every rank, in kd-order. */
+/* Collective. Sets order and packed: all points on every rank, in that order. */
 void tsne_gather_points(TsneRun *run);
 
 /* Collective. Sets the rank's affinities, p_sum and p_log_p, and the affinity_ numbers of the result; frees packed.
