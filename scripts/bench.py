@@ -103,10 +103,10 @@ def run_peer(kind: str, data: str, said: str) -> None:
     if kind.startswith("torch"):
         seconds = run_torch(kind, x)
     else:
-        if kind == "openTSNE":
+        if kind.startswith("openTSNE"):
             from openTSNE import TSNE
 
-            made = TSNE(n_jobs=2, negative_gradient_method="bh", random_state=0)
+            made = TSNE(n_jobs=2, negative_gradient_method="fft" if kind.endswith("FFT") else "bh", random_state=0)
             start = time.perf_counter()
             y = np.asarray(made.fit(x))
         else:
@@ -332,9 +332,11 @@ def measure(options: argparse.Namespace) -> None:
                 return f"{n / seconds:.0f} images/s, {speed:.0f} GFLOP/s, {speed / table.peak['gflops']:.0%} of the bound"
 
             arguments = bare + ["--attribution", method]
-            contenders = {"cnnscope, with reading and writing": (lambda: ours(options, arguments), ("forward",), rate)}
+            contenders = {"cnnscope, computing": (lambda: ours(options, arguments), ("forward_compute",), rate),
+                          "with reading and writing": (lambda: ours(options, arguments), ("forward",), rate)}
             if options.torch:
-                contenders["torch, computing"] = (lambda row=row: peer(options, f"torch {row}", pixels), ("compute",), rate)
+                contenders["torch, computing"] = (lambda row=row: peer(options, f"torch {row}", pixels),
+                                                  ("compute",), rate)
             table.row(f"{row} of {n} images", contenders)
     if {"tsne", "growth"} & options.only:
         logits = logits_of(options, common)
@@ -347,7 +349,7 @@ def measure(options: argparse.Namespace) -> None:
         for size in [s for s in (2_500, 5_000, 10_000, 20_000, 60_000) if s <= (60_000 if options.long else 20_000)]:
             size = size * options.samples // 10_000
             copies = "" if size <= n else " (copies with noise)"
-            peers = ["openTSNE"] + ["scikit-learn"] * (size <= 20_000)
+            peers = ["openTSNE", "scikit-learn"] if size <= 20_000 else ["openTSNE FFT"]
             maps(table, f"growth: {size} points{copies}", points(logits, size), [], peers, 1)
     labels = ["--labels", str(DATA / "t10k-labels-idx1-ubyte.gz")]
     if "job" in options.only:

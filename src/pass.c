@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "comm.h"
@@ -293,8 +294,16 @@ static int64_t next_round(const Pass *pass, int64_t samples, double since) {
     return next < pass->round_samples ? next : pass->round_samples;
 }
 
+/* Now, the seconds since then put down to a part. */
+static double took(Pass *pass, int part, double since) {
+    const double now = progress_now();
+    pass->seconds[part] += now - since;
+    return now;
+}
+
 static void run_round(Pass *pass, const char *name, float *all_logits) {
     Job *job = pass->job;
+    double since = progress_now();
     if (job->checkpoint)
         set_pieces(pass);
     if (!error_caught()) {
@@ -302,7 +311,9 @@ static void run_round(Pass *pass, const char *name, float *all_logits) {
         read_round(pass);
     }
     comm_all_ok();
+    since = took(pass, PASS_READ, since);
     compute_round(pass);
+    since = took(pass, PASS_COMPUTE, since);
     if (pass->image)
         job_images_nchw(job, stream_row(pass, pass->image, pass->from), pass->pixels, pass->count);
     if (pass->logits) {
@@ -321,6 +332,7 @@ static void run_round(Pass *pass, const char *name, float *all_logits) {
         comm_all_ok();
     }
     write_round(pass);
+    took(pass, PASS_WRITE, since);
 }
 
 void pass_run(Pass *pass, const char *name, float *all_logits) {
@@ -344,5 +356,11 @@ void pass_run(Pass *pass, const char *name, float *all_logits) {
             samples = next_round(pass, samples, since);
     }
     progress_end("");
+    static const char *const parts[PASS_PARTS] = {"read", "compute", "write"};
+    for (int i = 0; i < PASS_PARTS; i++) {
+        char part[64];
+        snprintf(part, sizeof part, "%s_%s", name, parts[i]);
+        progress_part(part, pass->seconds[i]);
+    }
     pass_free(pass);
 }

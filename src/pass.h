@@ -19,6 +19,7 @@ typedef struct {
 } Stream;
 
 enum { STREAMS_MAX = 4 * LIST_MAX + 4 };
+enum { PASS_READ, PASS_COMPUTE, PASS_WRITE, PASS_PARTS }; /* what its seconds are of: run_seconds_NAME_PART */
 
 typedef struct {
     Job *job;
@@ -48,6 +49,7 @@ typedef struct {
     bool want_value[1024], want_gradient[1024]; /* per node; of every batch */
     bool only_mapped[1024]; /* per node: its value is wanted for feature maps of some batches only */
     struct LaneWork *work;  /* per lane */
+    double seconds[PASS_PARTS];
 } Pass;
 
 /* The samples of a pass: this rank's positions, and what they are (NULL: the samples of job->shard). */

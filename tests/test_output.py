@@ -85,6 +85,8 @@ def test_times_have_seconds_for_unit(demo):
     _, attributes = read(demo)
     seconds = {a: v for a, v in attributes.items() if a.startswith("run_seconds_")}
     assert len(seconds) >= 3 and all(0 <= v < 1000 for v in seconds.values())
+    parts = [seconds[f"run_seconds_forward_{part}"] for part in ("read", "compute", "write")]
+    assert 0 < min(parts) and 0.5 * seconds["run_seconds_forward"] < sum(parts) < 2 * seconds["run_seconds_forward"]
 
 
 def test_compliance_checker_finds_no_error(few, tmp_path):

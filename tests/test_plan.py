@@ -77,7 +77,7 @@ def test_against_a_run(inputs, tmp_path, job, ranks):
         if job != "chosen maps":  # how many are chosen is not known
             assert number(planned, "result_bytes") == pytest.approx(attributes["run_bytes_written"], rel=0.01)
         stages = {k: float(v) for k, v in attributes.items() if k.startswith("run_seconds_")}
-        parts = re.compile("_(repulsion|attraction|update|communication)$")
+        parts = re.compile("_(repulsion|attraction|update|communication|read|compute|write)$")
         spent = sum(v for k, v in stages.items() if not parts.search(k))
         if spent / 2 - 0.1 < number(planned, "seconds_total") < 2 * spent + 0.2:
             break
