@@ -96,8 +96,8 @@ static void test_order(void **state) {
     for (int i = 0; i < N; i++)
         for (int d = 0; d < D; d++)
             x[i * D + d] = (float)((i * 7919 + d * 104729) % 97 % (d + 5));
-    tsne_order(order, x, N, D);
-    tsne_order(again, x, N, D);
+    tsne_order(order, x, N, D, 1);
+    tsne_order(again, x, N, D, 1);
     assert_memory_equal(order, again, sizeof order);
     for (int i = 0; i < N; i++)
         seen[order[i]]++;
@@ -110,7 +110,7 @@ static void test_order(void **state) {
     static float line[N];
     for (int i = 0; i < N; i++)
         line[i] = (float)((i * 7919) % 13);
-    tsne_order(order, line, N, 1);
+    tsne_order(order, line, N, 1, 1);
     for (int i = 16; i < N; i += 16)
         for (int before = i - 16; before < i; before++)
             for (int after = i; after < i + 16 && after < N; after++) {
@@ -124,7 +124,7 @@ static void test_order_of_equal_points(void **state) {
     enum { N = 333 };
     static float x[N];
     static int64_t order[N];
-    tsne_order(order, x, N, 1);
+    tsne_order(order, x, N, 1, 1);
     for (int i = 0; i < N; i++)
         assert_int_equal(order[i], i);
 }
