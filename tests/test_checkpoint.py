@@ -192,7 +192,7 @@ def test_nothing_is_computed_twice(result, tmp_path):
     stopped(tmp_path, words, "state-pca_gap-*.1")
     lines = go_on(tmp_path, words, ranks=3)
     assert any(re.match(r"forward +1500/1500 samples from the checkpoint", line) for line in lines), lines
-    assert any(re.match(r"tsne logits +500/1500 iterations from the checkpoint", line) for line in lines), lines
+    assert any(re.match(r"tsne logits +1500/1500 iterations from the checkpoint", line) for line in lines), lines
     assert not any(line.startswith("affinities logits") for line in lines), lines
     assert_same_result(whole, read(tmp_path / "r.nc"))
 
