@@ -118,8 +118,9 @@ def descend(x: np.ndarray, start: np.ndarray, iterations: int, exaggerated: int,
                                                            (50, 20, 8), (50, 5, 8)])
 def test_first_iterations(tmp_path: Path, axes: int, iterations: int, exaggerated: int, rate: float) -> None:
     """At the default rate of 50, and while P is exaggerated, a difference of 1e-7 soon grows by ten every few
-    iterations, in scikit-learn itself; at lower rates 50 iterations can be compared."""
-    x, start = blobs(400, 8), random_start(400, axes)
+    iterations, in scikit-learn itself; at lower rates 50 iterations can be compared. Not of any points: a component of
+    the gradient that comes within 1e-7 of zero has a sign, and so a gain, by chance; of these points none does."""
+    x, start = blobs(400, 8, seed=1), random_start(400, axes)
     got = tsne(tmp_path, x, start, iterations=iterations, exaggerated=exaggerated, rate=rate)
     expected = descend(x, start, iterations, exaggerated, rate)
     assert got.iterations == iterations
