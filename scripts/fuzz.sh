@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 hours=${1:?usage: scripts/fuzz.sh HOURS}
 build=${CNNSCOPE_BUILD:-build} # set by ctest
-targets=(pth safetensors onnx dataset keyed csv netcdf names options)
+targets=(pth safetensors onnx dataset keyed csv netcdf names options checkpoint)
 corpus=$build/fuzz-corpus
 seconds=$(awk -v hours="$hours" -v n=${#targets[@]} 'BEGIN { s = int(hours * 3600 / n); print s < 1 ? 1 : s }')
 

@@ -23,6 +23,7 @@
 static void take_lock(Checkpoint *c);
 static void check_identity(Checkpoint *c, const char *identity);
 static void write_identity(Checkpoint *c, const char *identity);
+static void remove_files(Checkpoint *c);
 
 static void path_of(char path[PATH_BYTES], const Checkpoint *c, const char *name) {
     snprintf(path, PATH_BYTES, "%s/%s", c->folder, name);
@@ -218,15 +219,32 @@ void checkpoint_unlink(const Checkpoint *c, const char *key, int64_t number) {
 
 /* ---- The end ---------------------------------------------------------------------------------------------------- */
 
-/* Nothing here may fail: the result is there. */
 void checkpoint_remove(Checkpoint *c) {
     if (!c)
         return;
     if (c->log >= 0)
         close(c->log);
     comm_barrier(); /* every rank has let go of its log */
-    if (comm_rank() != 0)
+    if (comm_rank() == 0)
+        remove_files(c);
+}
+
+void checkpoint_discard(Arena *arena, const char *folder, const char *identity) {
+    static Checkpoint c; /* static: it keeps its values over error_caught() */
+    const char *message;
+    int status;
+    struct stat there;
+    c = (Checkpoint){.arena = arena, .folder = folder, .log = -1, .lock = -1};
+    if (stat(folder, &there) != 0)
         return;
+    if (!error_caught())
+        checkpoint_take_folder(&c, identity);
+    if (!error_pending(&message, &status))
+        remove_files(&c);
+}
+
+/* Nothing here may fail: the result is there. */
+static void remove_files(Checkpoint *c) {
     static char **names; /* static: they keep their values over error_caught() */
     static int64_t count;
     char path[PATH_BYTES];

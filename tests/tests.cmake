@@ -113,7 +113,7 @@ endif()
 if(CLANG AND NOT NO_FUZZER AND ONNX_GENERATED AND NOT SANITIZE)
   set(FUZZ_SOURCES ${CORE_SOURCES})
   list(FILTER FUZZ_SOURCES INCLUDE REGEX
-       "/(arena|error|watchdog|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
+       "/(arena|error|watchdog|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx|checkpoint|record)[a-z_]*(\\.pb-c)?\\.c$")
   add_custom_command(
     OUTPUT fuzz
     COMMAND ${CLANG} -g -O1 -w -Werror=implicit-function-declaration -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -D_GNU_SOURCE
