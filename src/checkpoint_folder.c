@@ -19,6 +19,7 @@
 #define LOCK "lock"
 #define WHOLE_PREFIX "state-"
 #define UNFINISHED ".new"
+enum { IDENTITY_BYTES = 1 << 18 }; /* an option has 4 KB at most */
 
 static void take_lock(Checkpoint *c);
 static void check_identity(Checkpoint *c, const char *identity);
@@ -154,9 +155,9 @@ static void check_identity(Checkpoint *c, const char *identity) {
     size_t size = 0;
     path_of(path, c, IDENTITY);
     FILE *file = fopen(path, "r");
-    char *was = ARENA_ARRAY(c->arena, char, 1 << 20, "checkpoint");
+    char *was = ARENA_ARRAY(c->arena, char, IDENTITY_BYTES, "checkpoint");
     if (file) {
-        size = fread(was, 1, (1 << 20) - 1, file);
+        size = fread(was, 1, IDENTITY_BYTES - 1, file);
         fclose(file);
     }
     char *check = size > 0 ? strstr(was, "check = ") : NULL;
@@ -251,7 +252,7 @@ static void remove_files(Checkpoint *c) {
     if (!error_caught())
         count = checkpoint_list(c, &names);
     error_disarm();
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = count; i-- > 0;) { /* identity.txt, first by name, goes last: what a job leaves that is lost here is still told to be its own */
         path_of(path, c, names[i]);
         unlink(path);
     }

@@ -302,7 +302,7 @@ static void put_identity(Arena *arena, const char *folder, const char *lines) {
 
 /* What a pass restores: two kinds of rows, of which one is there for some positions only. */
 static void look_at_rows(Checkpoint *checkpoint) {
-    enum { ROWS = 64, ROUND = 24 };
+    enum { ROWS = 64, ROUND = 40 };
     bool have[ROWS];
     char *all = malloc(3 * ROWS), *some = malloc(5 * 10); /* their ends are watched */
     memset(all, 0, 3 * ROWS);
