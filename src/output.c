@@ -303,6 +303,7 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
     if (!output)
         die("out of memory");
+    error_set_stage("creating the output");
     partial_take(&output->partial, path, overwrite);
     output->compress = compress;
     check(output,

@@ -457,6 +457,24 @@ def test_the_state_finds_no_room(result, mounted, tmp_path):  # noqa: F811
     assert list((disk / "ck").glob("state-tsne_logits-*.*"))
 
 
+@pytest.mark.parametrize("call, name, error, number, said", [
+    ("write", "/ck/rows-", errno.EDQUOT, 40, "quota"), ("write", "/ck/state-tsne_gap", errno.EDQUOT, 2, "quota"),
+    ("fsync", "/ck/state-trust", errno.EIO, 1, "error"), ("fsync", "/ck/identity", errno.EDQUOT, 1, "quota")])
+def test_faults_of_the_folders_disk(result, tmp_path, call, name, error, number, said):
+    """One line; what was kept before stays, and the same command goes on from it."""
+    words, whole = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--quiet", ranks=2,
+               shell=f"export LD_PRELOAD={FAULTS} FAULT={call}:{name}:{error}:{number};")
+    assert done.status == 1 and len(done.lines) == 1 and done.lines[0].startswith("cnnscope: "), done.lines
+    assert name.split("-")[0] in done.lines[0] and said in done.lines[0], done.lines
+    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+    lines = go_on(tmp_path, words, ranks=3)
+    kept = {line.split()[0] for line in lines if "from the checkpoint" in line}
+    expected = {"rows": {"forward"}, "identity": set()}.get(name.split("/")[-1].split("-")[0], {"forward", "tsne"})  # each stage's first word
+    assert expected <= kept, (kept, lines)
+    assert_same_result(whole, read(tmp_path / "r.nc"))
+
+
 def test_a_folder_that_cannot_be_used(result, mounted, tmp_path):  # noqa: F811
     words = (*MNIST, "--samples", 40, "--tsne", 0)
     refused(tmp_path, words, mounted("size=1m,ro") / "ck", ["ck: the checkpoint's folder cannot be made (Read-only"])
@@ -484,6 +502,21 @@ def test_a_stopped_rank_is_named(result, tmp_path, checkpoint):
     assert status == 1 and len(lines) == 1, (status, lines)
     assert re.match(rf"cnnscope: rank 1 on host {os.uname().nodename} made no progress for \d+ s in stage \w+", lines[0])
     assert {p.name for p in tmp_path.iterdir()} <= {"ck"} and not survivors(str(tmp_path))
+
+
+@pytest.mark.parametrize("rank, fault, stage", [
+    (1, "write:r.nc.partial:-19:12", "forward"), (0, "rename:r.nc:-19:1", "closing the file"),
+    (0, "fsync:/ck/state-tsne:-19:1", "tsne logits")])
+def test_a_rank_stopped_inside_a_write_is_named(result, tmp_path, rank, fault, stage):
+    """While the others wait for it in netCDF, in HDF5, at the end, or beside the checkpoint."""
+    words, _ = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--threads", 1, "--watchdog", 2,
+               "--quiet", ranks=3, timeout=30,
+               shell=f"if [ $OMPI_COMM_WORLD_RANK = {rank} ]; then export LD_PRELOAD={FAULTS} FAULT={fault}; fi;")
+    assert done.status == 1 and len(done.lines) == 1, done
+    assert re.match(rf"cnnscope: rank {rank} on host {os.uname().nodename} made no progress for \d+ s in stage {stage} "
+                    r"\(its process is stopped\)", done.lines[0]), done.lines
+    assert {p.name for p in tmp_path.iterdir()} == {"ck"} and not survivors(str(tmp_path))
 
 
 def test_a_job_that_was_suspended_goes_on(result, tmp_path):
