@@ -66,10 +66,13 @@ interrupt() {
 }
 
 kills() {
-    local end=$((SECONDS + $(awk "BEGIN {print int(3600 * $1)}")))
+    local log end=$((SECONDS + $(awk "BEGIN {print int(3600 * $1)}")))
+    log=$(mktemp)
     while ((SECONDS < end)); do
-        interrupt 8 "$RANDOM" interrupted | grep -E 'interruptions|passed|failed'
+        interrupt 8 "$RANDOM" interrupted >"$log" || { cat "$log"; exit 1; }
+        grep -E 'interruptions|passed' "$log"
     done
+    rm "$log"
 }
 
 case ${1:-} in
