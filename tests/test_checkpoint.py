@@ -219,6 +219,23 @@ def test_finished_measures_are_kept(tmp_path, more):
     assert_same_result(whole, read(tmp_path / "r.nc"))
 
 
+@pytest.mark.parametrize("where, kept, ranks", [
+    ("write:/ck/rows-:-10:40", "forward", 3), ("rename:/ck/state-pca_logits:-10:1", "forward", 1),
+    ("rename:/ck/state-tsne_logits:-10:1", "forward", 2), ("rename:/ck/state-trust_logits:-10:1", "tsne logits", 3),
+    ("rename:/ck/state-pca_gap:-10:1", "trust logits", 1), ("rename:/ck/state-trust_gap:-10:1", "tsne gap", 3)])
+def test_stopped_at_each_stage(result, tmp_path, where, kept, ranks):
+    """SIGUSR1 in the middle of keeping the work of a stage: status 99, and on other ranks the work of the one before is
+    not done again."""
+    words, whole = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--threads", 1, "--quiet", ranks=2,
+               shell=f"export LD_PRELOAD={FAULTS} FAULT={where};")
+    assert done.status == 99 and len(done.lines) == 1 and "stopped by SIGUSR1" in done.lines[0], done.lines
+    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+    lines = go_on(tmp_path, words, ranks=ranks)
+    assert any(re.match(rf"{kept} .* from the checkpoint", line) for line in lines), lines
+    assert_same_result(whole, read(tmp_path / "r.nc"))
+
+
 def test_max_time(result, tmp_path):
     words, whole = result("tsne")
     endless = ("--max-iter", 10**8, "--learning-rate", 0.5)
