@@ -77,6 +77,11 @@ if(CUDA)
     add_test(NAME program COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=5 tests/test_cuda.py
              WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(program PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 2400)
+    if(CUDA STREQUAL "HOST")
+      add_test(NAME gpus COMMAND ${PYTHON} -m pytest -q -rs --no-header tests/test_gpus.py
+               WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+      set_tests_properties(gpus PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 600)
+    endif()
   endif()
   return()
 endif()
