@@ -200,6 +200,8 @@ static void hash_inputs(Job *job) {
     } others[] = {
         {o->labels, job->labels_sha256, &job->labels_key},
         {o->predictions, job->predictions_sha256, NULL},
+        {o->category_names, job->category_names_sha256, NULL},
+        {o->sample_names, job->sample_names_sha256, NULL},
         {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {

@@ -29,12 +29,18 @@ typedef struct {
     char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
         init_sha256[65];               /* "" = none */
     const char *labels_key, *init_key; /* what follows the file's name in these specs; rank 0's */
+    char category_names_sha256[65], sample_names_sha256[65]; /* rank 0's */
     Output *output;
     Checkpoint *checkpoint; /* NULL without --checkpoint */
 } Job;
 
 /* Collective. Opens model, images or matrix, labels and names; divides the samples over the ranks. */
 void job_open(Job *job, Options *options);
+
+/* Collective. With --checkpoint, without --overwrite: whether the result is there already, complete and of the same inputs
+ * and options: a job that is queued again after it was lost behind its last step ends well. Says so in one line, and removes
+ * what is left of the checkpoint. */
+bool job_is_done(Job *job);
 
 /* Collective. Creates the results file and writes what is known before any computing (job_put_samples): global
  * attributes, sample, names, labels. */

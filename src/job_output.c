@@ -5,8 +5,12 @@
 #include <unistd.h>
 
 #include "comm.h"
+#include "error.h"
 #include "job.h"
 #include "progress.h"
+#include "sha256.h"
+
+#define CONFIGURATION "run_configuration"
 
 static void put_option(void *output, const char *name, const char *value) {
     output_text(output, OUTPUT_GLOBAL, name, value);
@@ -60,14 +64,15 @@ static const char *key_of(const Dataset *data) {
     return data ? data->spec + strlen(data->path) : "";
 }
 
-void job_open_checkpoint(Job *job) {
+/* Lines that tell runs apart whose results differ. */
+static struct Lines describe(Job *job) {
     struct Lines lines = {job->arena, ""};
-    char level[16];
-    snprintf(level, sizeof level, "%d", dev_isa());
     const struct {
         const char *name, *value;
     } texts[] = {{"version", CNNSCOPE_VERSION},
-                 {"command", job->model ? "run" : "embed"},
+                 {"command", job->model ? "run"
+                             : job->map ? "audit"
+                                        : "embed"},
                  {"model_sha256", job->model ? job->model->sha256 : ""},
                  {"images_sha256", job->images_sha256},
                  {"images_key", key_of(job->images)},
@@ -76,14 +81,55 @@ void job_open_checkpoint(Job *job) {
                  {"labels_sha256", job->labels_sha256},
                  {"labels_key", job->labels_key},
                  {"init_sha256", job->init_sha256},
-                 {"init_key", job->init_key},
-                 {"device", dev_core()},
-                 {"device_level", level}};
+                 {"init_key", job->init_key}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         put_line(&lines, texts[i].name, texts[i].value);
     options_describe(job->options, put_line, &lines);
+    return lines;
+}
+
+/* Of the checkpoint: work goes on on the same kind of device only, for the same bits. */
+static const char *identity_of(Job *job) {
+    struct Lines lines = describe(job);
+    char level[16];
+    snprintf(level, sizeof level, "%d", dev_isa());
+    put_line(&lines, "device", dev_core());
+    put_line(&lines, "device_level", level);
+    return lines.text;
+}
+
+/* Of the result: a hash of all that it was made of, on whatever device. Collective. */
+static void configuration_of(char hex[65], Job *job) {
+    struct Lines lines = describe(job);
+    put_line(&lines, "predictions_sha256", job->predictions_sha256);
+    put_line(&lines, "category_names_sha256", job->category_names_sha256);
+    put_line(&lines, "sample_names_sha256", job->sample_names_sha256);
+    put_line(&lines, "keep_neighbors", job->options->keep_neighbors ? "yes" : "no");
+    sha256_hex(hex, lines.text, strlen(lines.text));
+    comm_broadcast(hex, 65); /* rank 0 knows all of these */
+}
+
+void job_open_checkpoint(Job *job) {
     job->checkpoint =
-        checkpoint_open(job->arena, job->options->checkpoint, job->options->checkpoint_interval, lines.text);
+        checkpoint_open(job->arena, job->options->checkpoint, job->options->checkpoint_interval, identity_of(job));
+}
+
+bool job_is_done(Job *job) {
+    const Options *o = job->options;
+    char configuration[65];
+    int64_t done = 0;
+    if (!o->checkpoint || o->overwrite)
+        return false;
+    configuration_of(configuration, job);
+    if (comm_rank() == 0 && output_is_there(o->output, CONFIGURATION, configuration)) {
+        char line[512];
+        snprintf(line, sizeof line, "%.400s: complete already, of the same files and options; nothing to do", o->output);
+        error_print(line);
+        checkpoint_discard(job->arena, o->checkpoint, identity_of(job));
+        done = 1;
+    }
+    comm_broadcast(&done, sizeof done);
+    return done;
 }
 
 /* Fixed-width, zero-padded UTF-8; all names of the file share one width. */
@@ -224,7 +270,8 @@ void job_finish_output(Job *job) {
     const double since = progress_now();
     output_flush(out);
     progress_part("output close", progress_now() - since);
-    char date[32], text[4200], host[256] = "";
+    char date[32], text[4200], host[256] = "", configuration[65];
+    configuration_of(configuration, job);
     time_t now = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     gethostname(host, sizeof host - 1);
@@ -232,6 +279,7 @@ void job_finish_output(Job *job) {
     const struct {
         const char *name, *value;
     } texts[] = {{"history", text},
+                 {CONFIGURATION, configuration},
                  {"run_date", date},
                  {"run_command", o->command_line},
                  {"run_host", host},

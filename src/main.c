@@ -62,6 +62,8 @@ int main(int argc, char **argv) {
         forecast(&job);
         comm_end(0);
     }
+    if (job_is_done(&job))
+        comm_end(0);
     job_create_output(&job);
     job_open_checkpoint(&job);
     Layers layers = options.command == COMMAND_RUN ? forward(&job) : matrix_read(&job);

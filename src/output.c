@@ -269,6 +269,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "comm.h"
 #include "dataset.h"
@@ -302,12 +303,31 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
     if (!output)
         die("out of memory");
+    error_set_stage("creating the output");
     partial_take(&output->partial, path, overwrite);
     output->compress = compress;
     check(output,
           nc_create_par(output->partial.name, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
+}
+
+static bool says(int file, const char *name, const char *value) {
+    char text[128];
+    size_t length;
+    return nc_inq_attlen(file, NC_GLOBAL, name, &length) == NC_NOERR && length == strlen(value) &&
+           length < sizeof text && nc_get_att_text(file, NC_GLOBAL, name, text) == NC_NOERR &&
+           memcmp(text, value, length) == 0;
+}
+
+bool output_is_there(const char *path, const char *name, const char *value) {
+    struct stat info;
+    int file;
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode) || nc_open(path, NC_NOWRITE, &file) != NC_NOERR)
+        return false;
+    const bool there = says(file, "status", "complete") && says(file, name, value);
+    nc_close(file);
+    return there;
 }
 
 Output *output_count(void) {
