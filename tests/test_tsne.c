@@ -189,7 +189,7 @@ static void *zeros(size_t count, size_t bytes) {
 }
 
 /* Fills P; every row's kept and dropped add up to c(j|i) + c(i|j) over all j, and over all rows to 2 N. */
-static void check_sums(const P *p, const float *packed, const float *rows, const TsneShape *shape, float least,
+static void check_sums(const P *p, const float *packed, const TsneRows *rows, const TsneShape *shape, float least,
                        void *scratch) {
     const int64_t N = shape->points;
     const size_t bytes = (size_t)(2 * N + 1) * sizeof(int64_t);
@@ -254,14 +254,15 @@ static P make_p(int N) {
     const float least = (float)(0x1p-24 / N);
     float *device_x = device_new(x, (size_t)N * D * 4), *packed = device_new(NULL, packed_bytes);
     float *rows = device_new(NULL, rows_bytes);
+    const TsneRows view = {rows, 1, 1};
     TsneTileSize *sizes = zeros((size_t)tiles, sizeof *sizes), *device_sizes = dev_alloc((size_t)tiles * sizeof *sizes);
     dev_upload(device_sizes, sizes, (size_t)tiles * sizeof *sizes);
     void *scratch = dev_alloc(k_tsne_affinity_scratch(N, D));
     P p = {.tiles = tiles, .dense = zeros((size_t)N * (size_t)N, 8)};
     k_tsne_pack(packed, device_x, N, D, 1);
     if (N > 1) {
-        k_tsne_search(rows, packed, &shape, N > 12 ? 5 : 1, scratch);
-        k_tsne_count(device_sizes, packed, rows, &shape, 0, 1, tiles, least, scratch);
+        k_tsne_search(rows, packed, &shape, &(TsneKernels){1, {N > 12 ? 5 : 1}, {1}}, scratch);
+        k_tsne_count(device_sizes, packed, &view, &shape, 0, 1, tiles, least, scratch);
     }
     take(sizes, device_sizes, (size_t)tiles * sizeof *sizes);
     TsneAffinities *a = &p.host;
@@ -283,7 +284,7 @@ static P make_p(int N) {
                                     device_new(a->cell, cell_bytes),
                                     device_new(a->value, value_bytes)};
     if (N > 1)
-        check_sums(&p, packed, rows, &shape, least, scratch);
+        check_sums(&p, packed, &view, &shape, least, scratch);
     dev_download(a->cell, p.affinities.cell, cell_bytes);
     dev_download(a->value, p.affinities.value, value_bytes);
     const float *value = a->value;

@@ -73,9 +73,10 @@ static Affinities affinities_of(const float *x, int64_t N, int D, int A, double 
     a.p_log_p = a.kept + 2 * N;
     const float least = (float)(0x1p-24 / (double)N);
     k_tsne_pack(packed, x, N, D, 1);
-    k_tsne_search(a.rows, packed, &a.shape, perplexity, scratch);
+    const TsneRows rows = {a.rows, 1, 1};
+    k_tsne_search(a.rows, packed, &a.shape, &(TsneKernels){1, {perplexity}, {1}}, scratch);
     TsneTileSize *sizes = ARENA_ARRAY(arena, TsneTileSize, tiles, "sizes");
-    k_tsne_count(sizes, packed, a.rows, &a.shape, 0, 1, tiles, least, scratch);
+    k_tsne_count(sizes, packed, &rows, &a.shape, 0, 1, tiles, least, scratch);
     a.affinities = (TsneAffinities){.tiles = tiles,
                                     .tile = ARENA_ARRAY(arena, int64_t, tiles, "tiles"),
                                     .cell_start = ARENA_ARRAY(arena, int64_t, tiles + 1, "cells"),
@@ -87,7 +88,7 @@ static Affinities affinities_of(const float *x, int64_t N, int D, int A, double 
     }
     a.affinities.cell = dev_alloc((size_t)a.affinities.cell_start[tiles] * sizeof(TsneCell));
     a.affinities.value = ARENA_ARRAY(arena, float, a.affinities.value_start[tiles] + 16, "P");
-    k_tsne_fill(&a.affinities, (TsneAffinitySums){a.kept, a.dropped, a.p_log_p}, 0, tiles, packed, a.rows, &a.shape,
+    k_tsne_fill(&a.affinities, (TsneAffinitySums){a.kept, a.dropped, a.p_log_p}, 0, tiles, packed, &rows, &a.shape,
                 least, scratch);
     dev_free(packed);
     dev_free(scratch);
@@ -199,8 +200,10 @@ static void run_tsne(int argc, char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
     Matrix x = matrix_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D);
+    const Perplexity perplexity = {1, {atof(argv[3])}, argv[3]};
     TsneOptions options = {.axes = A,
-                           .perplexity = atof(argv[3]),
+                           .perplexity_count = 1,
+                           .perplexity = &perplexity,
                            .max_iter = atoi(argv[6]),
                            .early_exaggeration = 12,
                            .exaggeration_iter = 250};
@@ -213,7 +216,7 @@ static void run_tsne(int argc, char **argv) {
     if (getenv("LIMIT"))
         limit_memory((size_t)atoll(getenv("LIMIT")));
     const size_t before = memory_now("VmRSS:");
-    tsne(&result, arena, &x, start, &options);
+    tsne(&result, arena, &x, &(TsneMap){0, start, "tsne test"}, 1, &options);
     if (getenv("MEMORY") && comm_rank() == 0)
         printf("memory %.0f %.0f\n", result.bytes, (double)memory_now("VmHWM:") - (double)before);
     write_raw(argv[7], "wb", result.map, (size_t)(N * A) * 4);
@@ -238,8 +241,10 @@ static void run_maps(char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
     const float *x = read_raw(argv[0], (size_t)(N * D) * 4), *start = read_raw(argv[4], (size_t)(N * A) * 4);
+    const Perplexity perplexity = {1, {atof(argv[3])}, argv[3]};
     TsneOptions options = {.axes = A,
-                           .perplexity = atof(argv[3]),
+                           .perplexity_count = 1,
+                           .perplexity = &perplexity,
                            .early_exaggeration = 12,
                            .exaggeration_iter = atoi(argv[8]),
                            .learning_rate = atof(argv[9])};
@@ -247,7 +252,7 @@ static void run_maps(char **argv) {
     for (options.max_iter = 0; options.max_iter <= atoi(argv[6]); options.max_iter++) {
         Matrix matrix = matrix_of(x, N, D);
         TsneResult result;
-        tsne(&result, arena, &matrix, start, &options);
+        tsne(&result, arena, &matrix, &(TsneMap){0, start, "tsne test"}, 1, &options);
         write_raw(argv[7], options.max_iter ? "ab" : "wb", result.map, (size_t)(N * A) * 4);
         dev_free(matrix.rows);
     }

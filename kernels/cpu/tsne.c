@@ -38,7 +38,8 @@ static double repel_between(Work *work, const float *rows, const TsneShape *shap
 static double repel_within(Work *work, const float *rows, const TsneShape *shape, int m);
 static int points_in_tile(const TsneShape *shape, int64_t tile);
 static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m);
-static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile);
+static void fill_windows(float *columns, const float *y, const TsneShape *shape, int64_t tile);
+static int cell_values(const TsneCell *cell);
 
 size_t k_tsne_scratch(const TsneShape *shape) {
     return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tsne_tile_count(shape->points) * sizeof(omp_lock_t);
@@ -75,7 +76,7 @@ void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cro
         Work *work = scratch.work + omp_get_thread_num();
         int64_t tile[2];
         tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
-        fill_windows(work, y, shape, tile[1]);
+        fill_windows(work->columns, y, shape, tile[1]);
         float *force[2] = {work->row_force, work->column_force};
         for (int side = 0; side < 2; side++)
             memset(force[side], 0, (size_t)(A * TSNE_TILE) * sizeof(float));
@@ -121,6 +122,34 @@ void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, con
         }
         if (norm)
             norm[b] = squares;
+    }
+}
+
+void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape) {
+    const int floats = shape->axes * TSNE_BLOCK;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = 0; t < affinities->tiles; t++) {
+        float windows[TSNE_TILE_BLOCKS * 3 * TSNE_WINDOW], cell_sums[2 * TSNE_BLOCK];
+        double tile_sums[2][TSNE_TILE] = {{0}};
+        const float *value = affinities->value + affinities->value_start[t];
+        int64_t tile[2];
+        tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
+        fill_windows(windows, y, shape, tile[1]);
+        for (int64_t c = affinities->cell_start[t]; c < affinities->cell_start[t + 1]; c++) {
+            const TsneCell *cell = affinities->cell + c;
+            const int place[2] = {cell->row, cell->column};
+            tsne_inner()->map[shape->axes - 2].point_logs(cell_sums, cell, value,
+                                                          y + (tile[0] * TSNE_TILE_BLOCKS + cell->row) * floats,
+                                                          windows + 2 * cell->column * floats);
+            for (int side = 0; side < 2; side++)
+                for (int l = 0; l < TSNE_BLOCK; l++)
+                    tile_sums[side][place[side] * TSNE_BLOCK + l] += (double)cell_sums[side * TSNE_BLOCK + l];
+            value += cell_values(cell);
+        }
+#pragma omp critical(tsne_point_logs)
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < points_in_tile(shape, tile[side]); i++)
+                sums[tile[side] * TSNE_TILE + i] += (int64_t)(tile_sums[side][i] / TSNE_LOG_UNIT);
     }
 }
 
@@ -223,11 +252,18 @@ static void fill_columns(Work *work, const float *y, const TsneShape *shape, int
 }
 
 /* columns (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) */
-static void fill_windows(Work *work, const float *y, const TsneShape *shape, int64_t tile) {
+static void fill_windows(float *columns, const float *y, const TsneShape *shape, int64_t tile) {
     const int vectors = (points_in_tile(shape, tile) + TSNE_BLOCK - 1) / TSNE_BLOCK * shape->axes;
     const float *from = y + tile * TSNE_TILE_BLOCKS * shape->axes * TSNE_BLOCK;
     for (int v = 0; v < vectors; v++)
         for (int twice = 0; twice < 2; twice++)
-            memcpy(work->columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK,
+            memcpy(columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK,
                    TSNE_BLOCK * sizeof(float));
+}
+
+static int cell_values(const TsneCell *cell) {
+    int values = 0;
+    for (int s = 0; s < TSNE_BLOCK; s++)
+        values += __builtin_popcount(cell->mask[s]);
+    return values;
 }
