@@ -44,8 +44,7 @@ bool k_rotation(double *rotation, const double *cross, int n) {
         return false;
     memcpy(matrix, cross, (size_t)(n * n) * sizeof *matrix);
     const int threads = one_thread();
-    const bool ok =
-        LAPACKE_dgesvd(LAPACK_ROW_MAJOR, 'A', 'A', n, n, matrix, n, values, u, n, vt, n, spare) == 0;
+    const bool ok = LAPACKE_dgesvd(LAPACK_ROW_MAJOR, 'A', 'A', n, n, matrix, n, values, u, n, vt, n, spare) == 0;
     omp_set_num_threads(threads);
     for (int i = 0; ok && i < n; i++)
         for (int j = 0; j < n; j++) {

@@ -111,7 +111,7 @@ static void write_pca(const Layer *l, const Pca *p, int K) {
 /* rows (shard.count, each) <- values (mapped, each) of all mapped samples, NaN for the others. */
 static float *own_rows(const Layer *l, const float *values, int each, const int64_t *positions, int64_t mapped) {
     const Shard s = l->job->shard;
-    float *rows = ARENA_ARRAY(l->arena, float, s.count * each, "map");
+    float *rows = ARENA_ARRAY(l->arena, float, s.count *each, "map");
     for (int64_t i = 0; i < s.count * each; i++)
         rows[i] = NAN;
     for (int64_t i = 0; i < mapped; i++)
@@ -204,6 +204,24 @@ static void write_points(const Layer *l, const TsneResult *r, const int64_t *pos
 
 static void trust_maps(const Layer *l, const Pca *p, const float *map, const int64_t *keep, Shard shard);
 
+/* A map of each perplexity and run: runs of one perplexity together. Gives their number, and the positions of the mapped
+ * samples. */
+static int list_maps(TsneMap *maps, int64_t *positions, const Layer *l, const Pca *p, const int64_t *keep,
+                     Shard shard) {
+    const Options *o = l->job->options;
+    int count = 0;
+    for (int i = 0; i < o->perplexity_count; i++)
+        for (int run = 0; run < o->runs; run++, count++) {
+            const float *start = i > 0 ? maps[run].start : NULL;
+            if (i == 0)
+                start = tsne_start(positions, l->arena, l->job, run, p, l->x->width, keep, shard);
+            maps[count] = (TsneMap){i, start, arena_printf(l->arena, "tsne %s", l->layer)};
+            if (count > 0)
+                maps[count].key = arena_printf(l->arena, "tsne %s map %d", l->layer, count + 1);
+        }
+    return count;
+}
+
 static void map_layer(const Layer *l, const Pca *p) {
     const Options *o = l->job->options;
     int64_t count = l->x->shard.count, *keep = NULL;
@@ -214,13 +232,7 @@ static void map_layer(const Layer *l, const Pca *p) {
     int64_t *positions = ARENA_ARRAY(l->arena, int64_t, shard.total, "positions");
     TsneMap maps[MAPS_MAX];
     TsneResult results[MAPS_MAX];
-    int map_count = 0;
-    for (int i = 0; i < o->perplexity_count; i++)
-        for (int run = 0; run < o->runs; run++, map_count++) {
-            const char *key = map_count == 0 ? arena_printf(l->arena, "tsne %s", l->layer)
-                                             : arena_printf(l->arena, "tsne %s map %d", l->layer, map_count + 1);
-            maps[map_count] = (TsneMap){i, i == 0 ? tsne_start(positions, l->arena, l->job, run, p, l->x->width, keep, shard) : maps[run].start, key};
-        }
+    const int map_count = list_maps(maps, positions, l, p, keep, shard);
     Matrix input = reduce || keep
                        ? matrix_part(reduce ? &p->scores : l->x, keep, shard, reduce ? o->pre_pca : l->x->width)
                        : *l->x;

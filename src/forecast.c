@@ -290,8 +290,7 @@ static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x) {
     if (n >= JUDGES_LEAST || n == f->mapped) {
         for (int i = 0; i < o->perplexity_count && share < 1; i++)
             for (int k = 0; k < perplexity[i].count; k++)
-                perplexity[i].value[k] =
-                    fmin(fmax(perplexity[i].value[k] * share, PERPLEXITY_LEAST), (double)n / 3);
+                perplexity[i].value[k] = fmin(fmax(perplexity[i].value[k] * share, PERPLEXITY_LEAST), (double)n / 3);
         run_tsne(results, l, f, &points, perplexity);
         l->judged_by = n;
     }

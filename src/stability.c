@@ -146,7 +146,8 @@ static void write_maps(const Trust *t, const TrustSpace *s, float *const *aligne
         kl[m] = results[m].kl;
         seed[m] = o->seed + m % o->runs;
     }
-    const int id_perplexity = map_variable(t, s, "perplexity", "perplexity of each t-SNE map", DT_F64, count, perplexity);
+    const int id_perplexity =
+        map_variable(t, s, "perplexity", "perplexity of each t-SNE map", DT_F64, count, perplexity);
     several[strlen(several) - 1] = '\0';
     for (int i = 0; i < o->perplexity_count; i++)
         if (o->perplexity[i].count > 1) {
@@ -154,7 +155,8 @@ static void write_maps(const Trust *t, const TrustSpace *s, float *const *aligne
             break;
         }
     const int id_seed = map_variable(t, s, "seed", "seed of each t-SNE map's start", DT_I64, count, seed);
-    output_text(out, id_seed, "comment", "the first of each perplexity starts as option_init says, the others at random");
+    output_text(out, id_seed, "comment",
+                "the first of each perplexity starts as option_init says, the others at random");
     map_variable(t, s, "kl", "Kullback-Leibler divergence of each t-SNE map", DT_F64, count, kl);
 
     char name[192], what[256], dimension[160], axis[160], coordinates[1024];
@@ -191,9 +193,10 @@ static void write_spread(const Trust *t, const TrustSpace *s, const float *sprea
         mean += (double)spread[i] / (double)t->shard.total;
     const char *const format = "spread of places over the aligned %s";
     const int id = trust_write_samples(t, s, "_spread", format, spread + t->shard.first, "maps", count);
-    output_text(t->job->output, id, "definition",
-                "root mean square distance to the mean place over the maps, of places in units of the radius of each map, "
-                "the root mean square distance of all samples from its center");
+    output_text(
+        t->job->output, id, "definition",
+        "root mean square distance to the mean place over the maps, of places in units of the radius of each map, "
+        "the root mean square distance of all samples from its center");
     trust_write_overall(t, s, "_spread", format, mean, "maps", count);
 }
 

@@ -15,32 +15,38 @@ void trust_write(const Trust *t) {
         const TrustNumbers *n = &t->numbers[i];
         const int K = t->neighbors;
         if (i > 0) {
-            trust_write_samples(t, s, "_trustworthiness", "1 where no neighbour in the %s is a false one", n->trustworthiness, "neighbors", K);
-            trust_write_samples(t, s, "_continuity", "1 where no neighbour is missing in the %s", n->continuity, "neighbors", K);
-            trust_write_samples(t, s, "_recall", "share of the nearest samples that are nearest in the %s, too", n->recall, "neighbors", t->recalled);
+            trust_write_samples(t, s, "_trustworthiness", "1 where no neighbour in the %s is a false one",
+                                n->trustworthiness, "neighbors", K);
+            trust_write_samples(t, s, "_continuity", "1 where no neighbour is missing in the %s", n->continuity,
+                                "neighbors", K);
+            trust_write_samples(t, s, "_recall", "share of the nearest samples that are nearest in the %s, too",
+                                n->recall, "neighbors", t->recalled);
         }
         if (n->label_agreement)
-            trust_write_samples(t, s, "_label_agreement", "share of the labelled neighbours in the %s that have the label",
-                          n->label_agreement, "neighbors", K);
+            trust_write_samples(t, s, "_label_agreement",
+                                "share of the labelled neighbours in the %s that have the label", n->label_agreement,
+                                "neighbors", K);
         if (i > 0) {
             trust_write_overall(t, s, "_trustworthiness", "trustworthiness of the %s (Venna & Kaski)",
-                          n->trustworthiness_mean, "neighbors", K);
-            trust_write_overall(t, s, "_continuity", "continuity of the %s (Venna & Kaski)", n->continuity_mean, "neighbors",
-                          K);
+                                n->trustworthiness_mean, "neighbors", K);
+            trust_write_overall(t, s, "_continuity", "continuity of the %s (Venna & Kaski)", n->continuity_mean,
+                                "neighbors", K);
             trust_write_overall(t, s, "_recall", "share of nearest samples that are nearest in the %s", n->recall_mean,
-                          "neighbors", t->recalled);
+                                "neighbors", t->recalled);
         }
         trust_write_overall(t, s, "_label_agreement", "share of neighbours in the %s that have the sample's label",
-                      n->label_agreement_mean, "neighbors", K);
-        trust_write_overall(t, s, "_knn_accuracy", "accuracy of labels told by the neighbours in the %s", n->knn_accuracy,
-                      "neighbors", K);
+                            n->label_agreement_mean, "neighbors", K);
+        trust_write_overall(t, s, "_knn_accuracy", "accuracy of labels told by the neighbours in the %s",
+                            n->knn_accuracy, "neighbors", K);
         if (i > 0) {
-            trust_write_overall(t, s, "_knc", "share of nearest class means that are nearest in the %s (KNC, Kobak & Berens)",
-                          n->knc, "class_neighbors", t->class_neighbors);
-            trust_write_overall(t, s, "_cpd", "Spearman correlation of distances with those in the %s (CPD, Kobak & Berens)",
-                          n->cpd, "pairs", t->pairs);
+            trust_write_overall(t, s, "_knc",
+                                "share of nearest class means that are nearest in the %s (KNC, Kobak & Berens)", n->knc,
+                                "class_neighbors", t->class_neighbors);
+            trust_write_overall(t, s, "_cpd",
+                                "Spearman correlation of distances with those in the %s (CPD, Kobak & Berens)", n->cpd,
+                                "pairs", t->pairs);
             trust_write_overall(t, s, "_stress", "normalised stress of the %s at its best scale", n->stress, "pairs",
-                          t->pairs);
+                                t->pairs);
         }
         if (t->job->options->keep_neighbors)
             write_neighbors(t, s);

@@ -77,7 +77,8 @@ void tsne(TsneResult *results, Arena *arena, const Matrix *x, const TsneMap *map
 }
 
 /* What the checkpoint has of the maps; wanted: perplexities of the others. False where there is none. */
-static bool load_results(bool *wanted, TsneResult *results, Arena *arena, TsneRun *run, const TsneMap *maps, int count) {
+static bool load_results(bool *wanted, TsneResult *results, Arena *arena, TsneRun *run, const TsneMap *maps,
+                         int count) {
     const int checks = run->options->max_iter / TSNE_CHECK_EVERY;
     bool any = false;
     for (int m = 0; m < count; m++) {

@@ -46,7 +46,7 @@ void tsne_gather_points(TsneRun *run) {
     arena_free(part);
     run->scale = find_scale(run, all);
     run->order = ARENA_ARRAY(run->arena, int64_t, run->points, "order of points");
-    tsne_order(run->order, all, run->points, x->width, scale);
+    tsne_order(run->order, all, run->points, x->width, run->scale);
 
     const int64_t piece = 16 * TSNE_BLOCK; /* rows at a time */
     run->packed = dev_alloc((size_t)blocks * TSNE_BLOCK * row_bytes);

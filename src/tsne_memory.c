@@ -32,8 +32,8 @@ TsneBytes tsne_needs(const TsneShape *shape, const TsneOptions *options, TsneTil
     TsneBytes b = {.order = points * (2 * sizeof(int64_t) + options->perplexity_count * sizeof(float)) + sizes,
                    .affinities = p_bytes(share)};
     b.gathering = 2 * points * row_bytes + own_rows * row_bytes; /* of all ranks: one copy as sent, one in order */
-    b.making = input + (double)k_tsne_affinity_scratch(shape->points, shape->width) +
-               tiles * 3 * sizeof(int64_t) + 4 * points * sizeof(int64_t);
+    b.making = input + (double)k_tsne_affinity_scratch(shape->points, shape->width) + tiles * 3 * sizeof(int64_t) +
+               4 * points * sizeof(int64_t);
     b.descent = 2 * rows * map_row + 2 * own_rows * map_row + points * map_row + /* maps; update and gains */
                 (double)(shape->parts + 1) * (double)k_tsne_sums(shape) * sizeof(int64_t) +
                 (double)k_tsne_scratch(shape) + 2 * points * sizeof(int64_t) + 2 * points * sizeof(float);

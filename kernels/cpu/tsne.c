@@ -257,8 +257,7 @@ static void fill_windows(float *columns, const float *y, const TsneShape *shape,
     const float *from = y + tile * TSNE_TILE_BLOCKS * shape->axes * TSNE_BLOCK;
     for (int v = 0; v < vectors; v++)
         for (int twice = 0; twice < 2; twice++)
-            memcpy(columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK,
-                   TSNE_BLOCK * sizeof(float));
+            memcpy(columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK, TSNE_BLOCK * sizeof(float));
 }
 
 static int cell_values(const TsneCell *cell) {
