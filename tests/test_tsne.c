@@ -364,6 +364,43 @@ static int64_t *forces_of(const P *p, const float *y, int N, int A, int parts) {
     return total;
 }
 
+/* Of each point (N), in TSNE_LOG_UNIT, by the rank's pairs in two pieces. The caller frees it. */
+static int64_t *point_logs_of(const P *p, const float *y, int N, int A) {
+    const int64_t blocks = (N + 15) / 16;
+    const TsneShape shape = {N, 0, blocks, 3, A, 0, 1};
+    int64_t *sums = zeros((size_t)N, 8), *device_sums = device_new(sums, (size_t)N * 8);
+    float *device_y = device_new(y, (size_t)(blocks * 16 * A) * 4);
+    for (int piece = 0; piece < 2; piece++) {
+        TsneAffinities part = p->affinities;
+        const int64_t first = piece ? p->tiles / 2 : 0;
+        part.tiles = piece ? p->tiles - first : p->tiles / 2;
+        part.tile += first;
+        part.cell_start += first;
+        part.value_start += first;
+        k_tsne_point_logs(device_sums, &part, device_y, &shape);
+    }
+    take(sums, device_sums, (size_t)N * 8);
+    dev_free(device_y);
+    return sums;
+}
+
+/* sum of p ln(p / w) of each point, to 3e-7 of the sum of |p ln p| + |p ln w|. */
+static void check_point_logs(const int64_t *sums, const double *dense, const float *y, int N, int A) {
+    for (int i = 0; i < N; i++) {
+        double truth = 0, size = 0;
+        for (int j = 0; j < N; j++) {
+            const double p = dense[(int64_t)i * N + j];
+            double square = 0;
+            for (int a = 0; a < A; a++)
+                square += pow((double)y[i * A + a] - (double)y[j * A + a], 2);
+            const double minus_log_w = A == 2 ? log1p(square) : 1.5 * log1p(square / 2);
+            truth += p > 0 ? p * (log(p) + minus_log_w) : 0;
+            size += p > 0 ? p * (fabs(log(p)) + minus_log_w) : 0;
+        }
+        assert_true(fabs((double)sums[i] * TSNE_LOG_UNIT - truth) <= 3e-7 * size);
+    }
+}
+
 /* Within 2e-6 of the largest force, on average 2e-7. */
 static void check_forces(const int64_t *sums, const double *truth, int N, int A, bool attraction, double unit) {
     double most = 0, worst = 0, total = 0;
@@ -403,8 +440,13 @@ static void test_forces(void **state) {
             double cross = 2 * (double)got[TSNE_TOTAL_CROSS] * TSNE_LOG_UNIT;
             assert_true(fabs(w - totals[0]) <= 1e-7 * totals[0]);
             assert_true(fabs(cross - totals[1]) <= 2e-7 * totals[1]);
+            int64_t *logs = point_logs_of(&p, y, N, A);
+            check_point_logs(logs, p.dense, plain, N, A);
             for (int64_t i = 0; i < numbers; i++)
                 hash = (hash ^ (uint64_t)sums[i]) * 0x100000001b3u;
+            for (int i = 0; i < N; i++)
+                hash = (hash ^ (uint64_t)logs[i]) * 0x100000001b3u;
+            free(logs);
             const int parts[] = {2, 3, 7}; /* 7: more than there are tiles, and than blocks */
             for (int r = 0; r < 3; r++) {
                 dev_start(0, 1 + r % 2);
