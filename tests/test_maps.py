@@ -214,22 +214,24 @@ def test_same_bits_on_all_ranks(tmp_path, blobs):
 
 def test_stopped_in_the_second_map(tmp_path, blobs):
     """The first map comes from the checkpoint, the second goes on where it was, on another number of ranks."""
-    np.save(tmp_path / "x.npy", np.concatenate([blobs, blobs + 1]))
-    words = ("embed", "--input", tmp_path / "x.npy", "--perplexity", "20,5", "--runs", 2, "--max-iter", 1500, "--threads", 1)
-    began = time.monotonic()
+    np.save(tmp_path / "x.npy", np.concatenate([blobs + i for i in range(4)]))
+    words = ("embed", "--input", tmp_path / "x.npy", "--perplexity", "20,5", "--max-iter", 700, "--threads", 1)
     whole = read(succeed(tmp_path / "whole.nc", *words, ranks=2, timeout=300))
-    seconds = (time.monotonic() - began) / 4  # about those of a map
-    folder, output = tmp_path / "ck", tmp_path / "r.nc"
-    job = Live(*words, "--output", output, "--checkpoint", folder, ranks=2)
-    assert job.until(lambda: any(folder.glob("*tsne_input-*.1")))
-    time.sleep(seconds / 4)
-    job.process.send_signal(signal.SIGUSR1)
-    status, lines = job.end(60)
-    stopped = [m for line in lines if (m := re.search(r"in stage tsne input map (\d) at iteration (\d+)", line))]
-    assert status == 99 and len(stopped) == 1 and int(stopped[0][2]) > 0, lines
+    for attempt in range(8):  # the signal may come before or behind it
+        folder, output = tmp_path / f"ck{attempt}", tmp_path / f"{attempt}.nc"
+        job = Live(*words, "--output", output, "--checkpoint", folder, ranks=2)
+        if job.until(lambda: any(folder.glob("*tsne_input-*.1"))):
+            time.sleep(0.02)
+            job.process.send_signal(signal.SIGUSR1)
+        status, lines = job.end(60)
+        if any(re.search(r"in stage tsne input map 2 at iteration [1-9]", line) for line in lines):
+            break
+    else:
+        pytest.fail("\n".join(lines))
     done = run(*words, "--output", output, "--checkpoint", folder, ranks=3, timeout=300)
-    restored = [line for line in done.lines if re.match("tsne input.*from the checkpoint", line)]
-    assert done.status == 0 and len(restored) == int(stopped[0][1]), done.lines  # whole ones, and the one it was in
+    restored = [re.match("(tsne input.*?) +[0-9/]* iterations from the checkpoint", line) for line in done.lines]
+    assert status == 99 and done.status == 0
+    assert [m[1] for m in restored if m] == ["tsne input", "tsne input map 2"], done.lines
     assert_same_result(whole, read(output))
 
 
