@@ -350,6 +350,9 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
  * which is overwritten; false if LAPACK fails. c (m, n) = alpha a (m, k) b (k, n) + beta c, b given as (n, k) if
  * transposed. */
 bool k_eigen(double *values, double *vectors, double *matrix, int n, int k);
+/* rotation (n, n), n <= 3: of all orthogonal matrices, reflections among them, the one that brings the rows of a (m, n)
+ * nearest to those of b: u v^T, where cross (n, n) = a^T b = u s v^T (Schoenemann 1966). false if LAPACK fails. */
+bool k_rotation(double *rotation, const double *cross, int n);
 void k_dense_product(double *c, const double *a, const double *b, bool transposed, int m, int n, int k, double alpha,
                      double beta);
 
@@ -374,8 +377,23 @@ typedef struct {
 
 int64_t k_tsne_tiles(int64_t points);
 
-/* What a row knows of its own distribution: c(j|i) = exp(-beta_i (d_ij - low_i)) * scale_i, sum over j != i is 1. */
+/* Gaussians around each point, each of the width that gives its perplexity, and the share of each in the conditional
+ * distributions of a P: shares of 1 / n for the mean of n of them. */
+enum { TSNE_KERNELS_MAX = 16 };
+typedef struct {
+    int count;
+    double perplexity[TSNE_KERNELS_MAX];
+    float share[TSNE_KERNELS_MAX];
+} TsneKernels;
+
+/* What a row knows of one such kernel: exp(-beta_i (d_ij - low_i)) * scale_i, whose sum over j != i is its share. */
 enum { TSNE_ROW_BETA, TSNE_ROW_LOW, TSNE_ROW_SCALE, TSNE_ROW_NUMBERS };
+
+/* The kernels of one P, among those that were searched together: c(j|i) is the sum of `count` ones. */
+typedef struct {
+    const float *numbers; /* of all blocks (blocks, all, TSNE_ROW_NUMBERS, 16), from the first of these kernels on */
+    int all, count;
+} TsneRows;
 
 /* 16 x 16 pairs of P. Diagonal s pairs row l of block `row` of the row tile with row (l + s) modulo 16 of block `column`
  * of the column tile; bit l of its mask: the pair is kept. Each pair is in one cell only. */
@@ -412,16 +430,16 @@ void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float s
 
 /* Bytes of scratch for the three below. */
 size_t k_tsne_affinity_scratch(int64_t points, int width);
-/* rows (count, TSNE_ROW_NUMBERS, 16) of blocks [shape->first, + shape->count): entropy of each row's distribution =
- * ln(perplexity) to 1e-6, where it can be. */
-void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch);
-/* sizes (tiles) of the pairs of tiles number from, from + step, from + 2 step, ...; rows: of all blocks; a pair is kept
- * where c(j|i) or c(i|j) is at least `least`. */
-void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+/* rows (count, kernels, TSNE_ROW_NUMBERS, 16) of blocks [shape->first, + shape->count), from one computation of their
+ * distances: entropy of each row's distribution in each kernel = ln(perplexity) to 1e-6, where it can be. */
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, const TsneKernels *kernels, void *scratch);
+/* sizes (tiles) of the pairs of tiles number from, from + step, from + 2 step, ...; a pair is kept where c(j|i) or c(i|j)
+ * is at least `least`. */
+void k_tsne_count(TsneTileSize *sizes, const float *x, const TsneRows *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch);
 /* affinities (all but cell and value given) of its places [from, to), whose sums are added. */
 void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
-                 const float *rows, const TsneShape *shape, float least, void *scratch);
+                 const TsneRows *rows, const TsneShape *shape, float least, void *scratch);
 
 /* Forces on all points as this rank's pairs give them: for each part (count, 2, A, 16), the repulsion
  * sum of w^2 (y_i - y_j) and the attraction sum of p w (y_i - y_j) of each block, then TSNE_TOTALS, the same in each
@@ -438,6 +456,9 @@ double k_tsne_w_unit(int64_t points);
 size_t k_tsne_scratch(const TsneShape *shape);
 double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y, const TsneShape *shape,
                      void *scratch);
+
+/* sums (N) += of each point the sum of p ln(p / w) over this rank's pairs that it is in, in TSNE_LOG_UNIT. */
+void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape);
 
 typedef struct {
     double exaggeration, momentum, learning_rate;

@@ -3,7 +3,8 @@
 
     plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf] [--trust trustworthiness] [--fade]
 
-For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; the filters and feature maps in the file; for some samples the
+For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; where there are several
+t-SNE maps of it, all of them side by side, points fading with how far they move between them; the filters and feature maps in the file; for some samples the
 input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
@@ -44,7 +45,8 @@ MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
 PER_PAGE = 20  # samples
 METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}  # of a layer; the last of an audit
-MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement")  # of each sample, from 0 to 1
+MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence")  # of each sample, from 0 to 1
+MAPS_PER_ROW = 4
 
 STYLE = {
     "font.size": 9,
@@ -123,6 +125,8 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
                 yield f"{layer}_{method}", scatter(ds, layer, method, fade=measure if fade and trusted else None)
                 if trusted:
                     yield f"{layer}_{method}_trust", scatter(ds, layer, method, measure=measure)
+        if f"{layer}_tsne_maps" in ds:
+            yield f"{layer}_tsne_maps", several_maps(ds, layer)
     if {"label", "prediction"} <= set(ds.variables) and (ds.label >= 0).any():
         yield "confusion", confusion(ds)
     for name in map(str, ds.data_vars):
@@ -160,7 +164,7 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     With a measure of trust coloured by that, the least trusted points on top; or faded by one.
     """
     points = ds[f"{layer}_{method}"].values
-    of = next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
+    of = coloured_by(ds)
     mapped = np.isfinite(points).all(1)  # t-SNE may have been asked for a part of the samples
     categories = ds[of].values[mapped] if of else np.zeros(mapped.sum(), int)
     points = points[mapped]
@@ -191,6 +195,50 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     return figure
 
 
+def coloured_by(ds: xr.Dataset) -> str | None:
+    return next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
+
+
+def several_maps(ds: xr.Dataset, layer: str) -> Figure:
+    """All t-SNE maps of a layer, aligned to the first and side by side; points fade as their places move between them."""
+    maps = ds[f"{layer}_tsne_maps"].values
+    of = coloured_by(ds)
+    mapped = np.isfinite(maps[0]).all(1)
+    categories = ds[of].values[mapped] if of else np.zeros(mapped.sum(), int)
+    spread = ds[f"{layer}_tsne_spread"].values[mapped]
+    alpha = clear(1 - spread / max(float(np.quantile(spread, 0.99)), 1e-9))
+    columns = min(len(maps), MAPS_PER_ROW)
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1, 3.7 * rows + 1), layout="constrained")
+    for i, points in enumerate(maps):
+        ax = figure.add_subplot(rows, columns, i + 1, projection="3d" if maps.shape[2] == 3 else None)
+        draw_points(figure if i == 0 else None, ax, ds, points[mapped], categories, of, named=True, alpha=alpha)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis) if maps.shape[2] == 3 else (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("")
+            axis.set_tick_params(length=0)
+        if maps.shape[2] == 2:
+            ax.set_aspect("equal", adjustable="datalim")
+        ax.set_title(map_details(ds, layer, i))
+    found = cnnscope.trust(ds, layer, "tsne")
+    words = {"spread": "mean spread {:.3f} radii", "persistence": "{:.1%} of neighbours persist"}
+    texts = [text.format(found[name]) for name, text in words.items() if name in found]
+    figure.suptitle(f"{len(maps)} t-SNE maps of {layer}, aligned to the first\n{mapped.sum():,} samples, faded by the "
+                    f"spread of their places; {', '.join(texts)}")
+    return figure
+
+
+def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
+    """For example: perplexity 30, seed 1: KL 1.569."""
+    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
+    perplexity = float(at["perplexity"][number])
+    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
+    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
+    runs = len(np.unique(at["seed"].values))
+    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
+    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
+    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
+
+
 def pca_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     share = 100 * ds[f"{layer}_pca_explained_variance_ratio"].values[: len(axes)]
     for axis, percent in zip(axes, share):
@@ -202,8 +250,9 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     for axis in axes:
         axis.set_major_formatter("")  # its units mean nothing
         axis.set_tick_params(length=0)
-    perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]
-    return f"perplexity {perplexity:g}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+    perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]  # a text where it is the mean of several
+    perplexity = perplexity if isinstance(perplexity, str) else f"{perplexity:g}"
+    return f"perplexity {perplexity}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
 
 
 def trust_details(ds: xr.Dataset, layer: str, method: str) -> str:
@@ -233,9 +282,9 @@ def clear(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.clip((values - low) / max(1 - low, 1e-3), 0, 1), nan=0.0) * 0.65 + 0.05
 
 
-def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray, of: str | None,
-                named: bool, alpha: np.ndarray | None = None) -> None:
-    """The points and their key; `named` writes each category at the middle of its points."""
+def draw_points(figure: Figure | None, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray,
+                of: str | None, named: bool, alpha: np.ndarray | None = None) -> None:
+    """The points, and their key into the figure unless it is None; `named` writes each category at the middle of its points."""
     present = [int(c) for c in np.unique(categories) if c >= 0]
     names = [short(name) for name in cnnscope.category_names(ds, present)]
     many = len(present) > 2 * len(HUES)
@@ -255,9 +304,9 @@ def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, ca
             continue
         faded = style if alpha is None else style | {"alpha": alpha[drawn]}
         ax.scatter(*points[drawn].T, c=colours[drawn], marker=marker, zorder=2, **faded)
-    if many:
+    if many and figure:
         draw_bar(figure, ax, scale, names, of)
-    elif of:
+    elif of and figure:
         draw_legend(figure, names, of, unlabelled=len(grey) > 0)
     for category, name in zip(present, names) if named and of else ():
         middle = np.median(points[categories == category], axis=0)

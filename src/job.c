@@ -22,9 +22,11 @@ static void choose_samples(Job *job, int64_t in_file, const char *spec) {
     job->from = o->samples_from;
     job->shard = shard_of(to - job->from, o->batch, comm_rank(), comm_size());
     int64_t mapped = o->tsne_samples >= 0 && o->tsne_samples < job->shard.total ? o->tsne_samples : job->shard.total;
-    if (o->tsne > 0 && o->perplexity >= (double)mapped)
-        die_usage("--perplexity %g: must be less than the number of samples, %lld (or give --tsne 0)", o->perplexity,
-                  (long long)mapped);
+    for (int p = 0; o->tsne > 0 && p < o->perplexity_count; p++)
+        for (int k = 0; k < o->perplexity[p].count; k++)
+            if (o->perplexity[p].value[k] >= (double)mapped)
+                die_usage("--perplexity %g: must be less than the number of samples, %lld (or give --tsne 0)",
+                          o->perplexity[p].value[k], (long long)mapped);
 }
 
 static void transform_constants(Job *job, const List *list, const char *option, double *values, int channels) {

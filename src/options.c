@@ -79,7 +79,10 @@ static const Row table[] = {
      "before t-SNE, PCA to K dimensions where a layer is wider; 0 = never"},
     {"tsne-samples", KIND_TEXT, FIELD(tsne_samples_text), "all", 0, 0, BOTH, true, "N|all",
      "t-SNE of a class-stratified subset"},
-    {"perplexity", KIND_DOUBLE, FIELD(perplexity), "30", 1, 1e9, BOTH, true, "P", "effective number of neighbours"},
+    {"perplexity", KIND_LIST, FIELD(perplexity_texts), "30", 0, 0, BOTH, true, "P[+Q...][,...]",
+     "effective number of neighbours; P,Q: a map of each; P+Q: one map of the mean of both"},
+    {"runs", KIND_INT, FIELD(runs), "1", 1, MAPS_MAX, BOTH, true, "M",
+     "maps of each perplexity: the first from --init, others from random starts, seeds S + 1, S + 2, ..."},
     {"schedule", KIND_TEXT, FIELD(schedule), "sklearn", 0, 0, BOTH, true, "sklearn|fast",
      "of t-SNE; fast: the same divergence in half the iterations"},
     {"max-iter", KIND_INT, FIELD(max_iter), "1000", 1, 1000000000, BOTH, true, "N",
@@ -258,6 +261,30 @@ static void need(const char *value, const char *option) {
         die_usage("--%s is missing; see cnnscope --help", option);
 }
 
+static void parse_perplexities(Options *o) {
+    const List *texts = &o->perplexity_texts;
+    int all = 0;
+    for (int i = 0; i < texts->count; i++) {
+        if (i == PERPLEXITIES_MAX)
+            die_usage("--perplexity: more than %d entries", PERPLEXITIES_MAX);
+        Perplexity *p = &o->perplexity[i];
+        *p = (Perplexity){.text = texts->items[i]};
+        char *rest = copy_or_die(strdup(texts->items[i]));
+        for (char *one; (one = strsep(&rest, "+")); p->count++, all++) {
+            if (all == PERPLEXITIES_MAX)
+                die_usage("--perplexity: more than %d perplexities", PERPLEXITIES_MAX);
+            if (!parse_double(one, &p->value[p->count]))
+                die_usage("--perplexity %s: not a number, or some of them with + between", texts->items[i]);
+            if (p->value[p->count] < 1 || p->value[p->count] > 1e9)
+                die_usage("--perplexity %s: expected 1 to 1e+09", texts->items[i]);
+        }
+        o->perplexity_count++;
+    }
+    if (o->perplexity_count * o->runs > MAPS_MAX)
+        die_usage("--runs %d: of %d perplexities that makes %d maps, at most %d are possible", o->runs,
+                  o->perplexity_count, o->perplexity_count * o->runs, MAPS_MAX);
+}
+
 static void check(Options *o) {
     if (o->command == COMMAND_RUN || o->command == COMMAND_INSPECT)
         need(o->model, "model");
@@ -285,6 +312,7 @@ static void check(Options *o) {
     if (strcmp(o->learning_rate_text, "auto") != 0 &&
         (!parse_double(o->learning_rate_text, &o->learning_rate) || o->learning_rate <= 0))
         die_usage("--learning-rate %s: expected a positive number, or auto", o->learning_rate_text);
+    parse_perplexities(o);
     parse_range("samples", o->samples, &o->samples_from, &o->samples_to);
     o->tsne_samples = -1;
     if (strcmp(o->tsne_samples_text, "all") != 0 &&

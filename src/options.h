@@ -9,6 +9,7 @@
 
 enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
 enum { PLAN_THESE_RANKS = -1 };
+enum { PERPLEXITIES_MAX = 16, MAPS_MAX = 64 }; /* of all t-SNE maps of a layer, those averaged for one map each; maps */
 
 typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4, COMMAND_AUDIT = 8 } Command;
 
@@ -16,6 +17,13 @@ typedef struct {
     int count;
     char **items;
 } List; /* of a comma-separated option */
+
+/* Of a t-SNE map. More than one: its P is the mean of theirs. */
+typedef struct {
+    int count;
+    double value[PERPLEXITIES_MAX];
+    const char *text; /* "30", "30+300" */
+} Perplexity;
 
 typedef struct {
     Command command;
@@ -36,7 +44,10 @@ typedef struct {
     int pre_pca; /* 0 = never */
     const char *tsne_samples_text;
     int64_t tsne_samples; /* -1: all */
-    double perplexity;
+    List perplexity_texts;
+    int perplexity_count; /* maps of a layer are made for each of these, `runs` from other starts */
+    Perplexity perplexity[PERPLEXITIES_MAX];
+    int runs;
     const char *schedule; /* "sklearn" or "fast" */
     int max_iter;         /* this and exaggeration_iter have defaults of the schedule */
     double early_exaggeration;

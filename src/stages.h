@@ -99,28 +99,39 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint 
 /* --tsne-samples: a class-stratified subset keyed on (seed, file position); this rank's kept rows, ascending. */
 int64_t *tsne_subset(int64_t *count, Arena *arena, const Job *job);
 
-/* --init: the first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
- * positions (shard.total) receives them, counted in the job. p: PCA of a layer of that width; read by --init pca only. */
-float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data,
+/* The first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
+ * positions (shard.total) receives them, counted in the job. run 0: --init; others: random, of the seed --seed + run. p:
+ * PCA of a layer of that width; read by --init pca only. */
+float *tsne_start(int64_t *positions, Arena *arena, const Job *job, int run, const Pca *p, int width_of_data,
                   const int64_t *keep, Shard shard);
 
 typedef struct {
     int axes; /* 2 or 3 */
-    double perplexity;
+    int perplexity_count;
+    const Perplexity *perplexity; /* PERPLEXITIES_MAX numbers in all, at most */
     bool
         fast; /* not scikit-learn's schedule: after the exaggeration, momentum 0.9 and the rate times early_exaggeration */
     int max_iter;
     double early_exaggeration;
     int exaggeration_iter;
     double learning_rate; /* 0: max(N / early_exaggeration / 4, 50) */
-    uint64_t seed;        /* of the random start */
 
     Checkpoint *checkpoint; /* NULL: none */
-    const char *key;        /* of this map in the checkpoint */
 } TsneOptions;              /* scikit-learn's meanings */
 
+/* One of the maps of a matrix. */
 typedef struct {
-    float *map;     /* host, (total, axes), sample order, on every rank; in the arena */
+    int perplexity;     /* which of those of the options */
+    const float *start; /* host, (total, axes), sample order, the same on every rank: the first Y, used as it is */
+    const char *key;    /* in the checkpoint, and for progress: "tsne LAYER" */
+} TsneMap;
+
+typedef struct {
+    float *map;       /* host, (total, axes), sample order, on every rank; in the arena */
+    float *kl_sample; /* likewise, (total): what each sample has of kl */
+    float *sigma;     /* (total): width of each sample's Gaussian, that of the first perplexity of the map, in the units
+                       * of x: c(j|i) ~ exp(-d^2 / (2 sigma^2)). 0 where more samples than that are nearest ones, infinity
+                       * where there are not so many */
     double kl;      /* of the final map, against P */
     int iterations; /* done */
     int checks;     /* entries of the history */
@@ -134,11 +145,14 @@ typedef struct {
 } TsneResult;
 
 /* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
- * all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it is.
- * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. A checkpoint
- * gets the state of the descent now and then, and the result; from a state the affinities are computed once more, from a
- * result nothing is. */
-void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
+ * all-pairs repulsion. results, maps: `count` of them, those of one perplexity together. The widths of all perplexities'
+ * Gaussians are searched in one computation of distances; maps of one perplexity share its P, of which there is one at a
+ * time. Where a map has several perplexities its P is the mean of theirs, row by row, made symmetric (openTSNE's
+ * Multiscale). Dies at once when a P does not fit in memory, naming what would fit. The same bits for any number of ranks,
+ * and with or without other maps. A checkpoint gets the state of the descent now and then, and each result; from a state
+ * the affinities are computed once more, from a result nothing is. */
+void tsne(TsneResult *results, Arena *arena, const Matrix *x, const TsneMap *maps, int count,
+          const TsneOptions *options);
 
 /* ---- Trust (trust.c) -------------------------------------------------------------------------------------------- */
 
@@ -154,6 +168,12 @@ void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, co
 
 /* Bytes of memory that takes at most at one time on the first rank, which has `rows` of the mapped samples. */
 double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors);
+
+/* What `count` t-SNE maps of x have in common, into the results file (stability.c): the maps aligned to the first, and of
+ * each sample how far its places and its neighbours differ between them. x and keep as for trust. */
+void stability(Job *job, const Matrix *x, const char *layer, const int64_t *keep, const TsneMap *maps,
+               const TsneResult *results, int count);
+double stability_bytes(int64_t rows, int64_t total, int axes, int maps, int neighbors); /* as trust_bytes */
 
 /* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
 void audit(Job *job, const Matrix *features);

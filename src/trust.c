@@ -33,10 +33,11 @@ static void judge_labels(Trust *t, int space);
 static void free_trust(Trust *t);
 
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count) {
-    const Options *o = job->options;
-    if (o->neighbors == 0 || x->shard.total < 2 || x->shard.total > INT32_MAX - TSNE_BLOCK)
-        return;
     Trust t = {.job = job, .arena = arena_new(), .shard = x->shard, .keep = keep};
+    if (!trust_begin(&t)) {
+        arena_free(t.arena);
+        return;
+    }
     char stage[128];
     snprintf(stage, sizeof stage, "trust %s", layer);
     open_trust(&t, layer, x, maps, count);
@@ -78,17 +79,24 @@ static int pairs_per_row(int64_t N) {
     return (int)(N <= PAIRS_ALL ? N / 2 : (PAIRS_SAMPLED + N - 1) / N);
 }
 
-static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
-    const int64_t N = x->shard.total;
+bool trust_begin(Trust *t) {
+    const int64_t N = t->shard.total;
+    if (t->job->options->neighbors == 0 || N < 2 || N > INT32_MAX - TSNE_BLOCK)
+        return false;
     t->neighbors = t->job->options->neighbors < N ? t->job->options->neighbors : (int)N - 1;
     t->recalled = t->neighbors < RECALLED ? t->neighbors : RECALLED;
-    t->all_pairs = N <= PAIRS_ALL;
-    t->pairs_per_row = pairs_per_row(N);
-    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->firsts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     t->counts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     comm_all_gather(t->firsts, &t->shard.first, sizeof *t->firsts);
     comm_all_gather(t->counts, &t->shard.count, sizeof *t->counts);
+    return true;
+}
+
+static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
+    const int64_t N = x->shard.total;
+    t->all_pairs = N <= PAIRS_ALL;
+    t->pairs_per_row = pairs_per_row(N);
+    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->spaces = 1 + count;
     t->space[0] = (TrustSpace){.prefix = layer, .what = x->name, .x = x};
     for (int m = 0; m < count; m++)

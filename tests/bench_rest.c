@@ -179,8 +179,9 @@ typedef struct {
     double *norm;
     int64_t *sums;
     TsneTileSize *sizes;
-    TsneAffinities p;
+    TsneAffinities p, none; /* none: the same pairs of tiles, without cells */
     TsneAffinitySums p_sums;
+    TsneRows view; /* of rows */
     void *scratch, *force_scratch;
 } Tsne;
 
@@ -191,27 +192,27 @@ static void pack(void *what) {
 
 static void search(void *what) {
     Tsne *t = what;
-    k_tsne_search(t->rows, t->packed, &t->shape, 30, t->scratch);
+    k_tsne_search(t->rows, t->packed, &t->shape, &(TsneKernels){1, {30}, {1}}, t->scratch);
 }
 
 static void count(void *what) {
     Tsne *t = what;
-    k_tsne_count(t->sizes, t->packed, t->rows, &t->shape, 0, 1, TILES, t->least, t->scratch);
+    k_tsne_count(t->sizes, t->packed, &t->view, &t->shape, 0, 1, TILES, t->least, t->scratch);
 }
 
 static void fill(void *what) {
     Tsne *t = what;
-    k_tsne_fill(&t->p, t->p_sums, 0, TILES, t->packed, t->rows, &t->shape, t->least, t->scratch);
+    k_tsne_fill(&t->p, t->p_sums, 0, TILES, t->packed, &t->view, &t->shape, t->least, t->scratch);
 }
 
 static void repulsion(void *what) {
     Tsne *t = what;
-    k_tsne_repulsion(t->sums, t->y, &t->shape, t->force_scratch);
+    k_tsne_forces(t->sums, &t->none, false, t->y, &t->shape, t->force_scratch);
 }
 
-static void attraction(void *what) {
+static void forces(void *what) {
     Tsne *t = what;
-    k_tsne_attraction(t->sums, &t->p, false, t->y, &t->shape, t->force_scratch);
+    k_tsne_forces(t->sums, &t->p, false, t->y, &t->shape, t->force_scratch);
 }
 
 static void update(void *what) {
@@ -235,6 +236,9 @@ static int64_t make_room(Tsne *t) {
                             device_new(values, sizeof values),
                             dev_alloc((size_t)cells[TILES] * sizeof(TsneCell)),
                             device_new(NULL, (size_t)(values[TILES] + TSNE_BLOCK) * sizeof(float))};
+    t->none = t->p;
+    const int64_t zeros[TILES + 1] = {0};
+    t->none.cell_start = t->none.value_start = device_new(zeros, sizeof zeros);
     return values[TILES];
 }
 
@@ -251,6 +255,7 @@ static void time_tsne(void) {
               .norm = dev_alloc(N / TSNE_BLOCK * sizeof(double)),
               .sizes = dev_alloc(TILES * sizeof(TsneTileSize)),
               .scratch = dev_alloc(k_tsne_affinity_scratch(N, D))};
+    t.view = (TsneRows){t.rows, 1, 1};
     t.sums = dev_alloc((size_t)k_tsne_sums(&t.shape) * sizeof(int64_t));
     t.force_scratch = dev_alloc(k_tsne_scratch(&t.shape));
     t.p_sums.kept = calloc(2 * N + 1, sizeof(int64_t));
@@ -263,12 +268,12 @@ static void time_tsne(void) {
     const double kept = (double)make_room(&t);
     line("t-SNE, P filled: distances", fill, &t, pairs * 2 * D, 4 * kept);
     line("t-SNE, repulsion: 17 operations a pair", repulsion, &t, pairs * OPERATIONS_FORCE, 0);
-    line("t-SNE, attraction: 17 operations a kept pair, P read", attraction, &t, kept * OPERATIONS_FORCE, 4 * kept);
+    line("t-SNE, both forces: 7 more a kept pair, P read", forces, &t, pairs * OPERATIONS_FORCE + kept * 7, 4 * kept);
     repulsion(&t);
     line("t-SNE, update: 5 numbers read, 3 written", update, &t, 0, (2 * 8 + 6 * 4.0) * N * 2);
     void *all[] = {t.x,     t.packed,  t.rows,          t.y,      t.update,       t.gains,         t.norm,   t.sums,
                    t.sizes, t.scratch, t.force_scratch, t.p.tile, t.p.cell_start, t.p.value_start, t.p.cell, t.p.value,
-                   p_sums};
+                   p_sums,  t.none.cell_start};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         dev_free(all[i]);
 }

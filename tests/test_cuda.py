@@ -35,6 +35,7 @@ JOBS = {
     "first steps": (*MNIST, "--samples", 230, "--attribution", "none", "--max-iter", 10),
     "map": (*MNIST, "--samples", 230, "--attribution", "none", "--max-iter", 180, "--exaggeration-iter", 60),
     "3-D": ("embed", "--input", "{features}", "--pre-pca", 20, "--tsne", 3, "--max-iter", 60, "--exaggeration-iter", 30),
+    "several maps": ("embed", "--input", "{features}", "--perplexity", "5,3+40", "--runs", 2, "--max-iter", 10),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -111,6 +112,14 @@ def test_first_steps_of_the_map(pair):
     cuda, cpu = pair("first steps")
     assert relative_error(cuda["logits_tsne"], cpu["logits_tsne"]) < 1e-3
     assert cuda["logits_tsne_kl"] == pytest.approx(cpu["logits_tsne_kl"], rel=1e-4)
+
+
+def test_several_maps(pair):
+    """As the CPU build has them, after a few steps; one of a single perplexity, one of two, from two starts each."""
+    cuda, cpu = pair("several maps")
+    np.testing.assert_allclose(cuda["input_tsne_map_kl"], cpu["input_tsne_map_kl"], rtol=1e-4)
+    for name in ("input_tsne_kl_sample", "input_sigma", "input_tsne_maps"):
+        assert relative_error(cuda[name], cpu[name]) < 1e-3, name
 
 
 @pytest.mark.parametrize("job, layer", [("map", "logits"), ("3-D", "input"), ("branches", "logits")])

@@ -31,6 +31,9 @@ typedef struct {
      * moves on behind their p. w, yi, yj as above. Returns, if asked for, - sum of p ln w, else 0. */
     double (*attract)(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
                       const float *yi, const float *yj, bool cross);
+    /* sums (2, 16): of p ln(p / w) over one cell, of its rows and of its columns; yi (A, 16), yj (A, TSNE_WINDOW): of its
+     * blocks. */
+    void (*point_logs)(float *sums, const TsneCell *cell, const float *value, const float *yi, const float *yj);
 } TsneMapLoops;
 
 typedef struct {
@@ -48,9 +51,9 @@ typedef struct {
     void (*cell_distances)(float *d, const float *xi, const float *xj, int D);
     /* mask (16) of each diagonal: the pairs with c(j|i) or c(i|j) at least `least`; their number. With value and sums not
      * NULL also their p = (c(j|i) + c(i|j)) * p_scale, diagonal by diagonal, and the sums. Rows' numbers: of the block's
-     * rows (TSNE_ROW_NUMBERS, 16), of its columns (.., TSNE_WINDOW). */
+     * rows (kernels, TSNE_ROW_NUMBERS, 16), of its columns (.., TSNE_WINDOW). */
     int (*select)(uint16_t *mask, float *value, TsneCellSums *sums, const float *d, const float *rows,
-                  const float *columns, float least, float p_scale);
+                  const float *columns, int kernels, float least, float p_scale);
     /* Of neighbours. distance (16): of 16 points x[l] (D) from columns[l] (D), times scale, the bits of `distances`. */
     void (*measure)(float *distance, const float *const *x, const float *const *columns, int D, float scale);
     /* index, distance (K, 16), nearest first: of those and of n points numbered from `first`, at distances d (n, 16). */
