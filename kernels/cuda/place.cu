@@ -24,6 +24,13 @@ size_t k_place_scratch(const PlaceShape *shape) {
     return (size_t)blocks_at_once(shape) * (size_t)shape->points * sizeof(float);
 }
 
+/* Of numbers that are not negative they order as these do. */
+static __device__ __forceinline__ uint32_t bits_of(float number) {
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
 /* The smallest over the block, on all threads; parts: shared, (WORK_WARPS). All threads call it. */
 static __device__ uint64_t block_least(uint64_t value, uint64_t *parts) {
     for (int apart = 16; apart > 0; apart /= 2) {
@@ -54,14 +61,13 @@ static __device__ void find_distances(float *e, const float *own, const float *p
     __syncthreads();
 }
 
-/* start (PLACE_STARTS): the nearest, by distance and then by number: distances are not negative, so their bits order as they
- * do. */
+/* start (PLACE_STARTS): the nearest, by distance and then by number. */
 static __device__ void find_nearest(int32_t *start, const float *e, int64_t points, uint64_t *parts) {
     uint64_t last = 0;
     for (int k = 0; k < PLACE_STARTS && k < points; k++) {
         uint64_t least = UINT64_MAX;
         for (int64_t j = threadIdx.x; j < points; j += WORK_THREADS) {
-            const uint64_t key = ((uint64_t)__float_as_uint(e[j]) << 32 | (uint64_t)j) + 1;
+            const uint64_t key = ((uint64_t)bits_of(e[j]) << 32 | (uint64_t)j) + 1;
             least = key > last && key < least ? key : least;
         }
         last = block_least(least, parts);
@@ -77,11 +83,13 @@ static __device__ void find_distribution(float *e, double *mass, double *entropy
     uint64_t least = UINT64_MAX;
     double total = 0;
     for (int64_t j = threadIdx.x; j < points; j += WORK_THREADS) {
-        const uint64_t bits = __float_as_uint(e[j]);
+        const uint64_t bits = bits_of(e[j]);
         least = bits < least ? bits : least;
         total += (double)e[j];
     }
-    const float low = __uint_as_float((uint32_t)block_least(least, parts));
+    float low;
+    const uint32_t low_bits = (uint32_t)block_least(least, parts);
+    memcpy(&low, &low_bits, sizeof low);
     total = block_sum(total, sums);
     if (threadIdx.x == 0)
         *search = tsne_search_begin(total / (double)points - (double)low, true);
@@ -134,7 +142,7 @@ static __device__ void look(double *sums, const float *y, const float *e, const 
             difference[a] = y[a] - column[a * TSNE_BLOCK];
             square = fmaf(difference[a], difference[a], square);
         }
-        const float s = 1 + square / (A - 1), r = 1 / s, w = A == 2 ? r : r * sqrtf(r);
+        const float s = fmaf(square, 1.0f / (A - 1), 1.0f), root = rsqrtf(s), r = root * root, w = A == 2 ? r : r * root;
         const float er = e[j] * r, wr = w * r, err = er * r, wrr = wr * r;
         sum[PLACE_LOG] += (double)(e[j] * logf(s));
         sum[PLACE_Z] += (double)w;
@@ -166,7 +174,7 @@ static __device__ float place_of(const float *map, int32_t point, int axis, int 
 }
 
 template <int A>
-static __global__ void __launch_bounds__(WORK_THREADS)
+static __global__ void __launch_bounds__(WORK_THREADS, 2) /* with less said, nvcc saves registers and spills some */
     place(float *y, double *kl, const float *x, const float *points, const float *map, PlaceShape shape,
           double perplexity, float *scratch) {
     __shared__ double parts[WORK_WARPS], sums[PLACE_SUMS_MOST], energy[PLACE_STARTS];
