@@ -49,8 +49,8 @@ ON_BOTH PlaceModel place_model(const double *sums, double mass, int A) {
 /* One point's descent: Newton's method with the absolute values of the curvatures, so that it leaves saddles, within a
  * radius that follows its success. */
 typedef struct {
-    float y[3], next[3]; /* lowest so far; where the sums are wanted */
-    PlaceModel model;    /* at y */
+    float y[3], next[3];             /* lowest so far; where the sums are wanted */
+    PlaceModel model;                /* at y */
     double radius, length, promised; /* length of the step to next; by how much it should lower the energy */
     int steps;
     bool done;

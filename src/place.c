@@ -15,9 +15,9 @@
 #include "watchdog.h"
 
 static const int64_t PIECE_BYTES = (int64_t)64 << 20;
-static const double PIECE_PAIRS = 2e8;   /* of new and mapped samples, between two words of progress: a second or so */
-static const double FAR_AWAY = 0x1p40;   /* beyond so many times the features of the map, squared distances overflow */
-enum { PIECE_LEAST = 64 * TSNE_BLOCK };  /* new samples: enough for all threads */
+static const double PIECE_PAIRS = 2e8;  /* of new and mapped samples, between two words of progress: a second or so */
+static const double FAR_AWAY = 0x1p40;  /* beyond so many times the features of the map, squared distances overflow */
+enum { PIECE_LEAST = 64 * TSNE_BLOCK }; /* new samples: enough for all threads */
 
 static void refuse_too_large(const Place *p);
 static void read_map(Place *p);
@@ -111,11 +111,13 @@ static void read_map(Place *p) {
 static void refuse_too_large(const Place *p) {
     const PlaceMap *from = p->from;
     const double number = sizeof(float), rows = (double)p->shape.rows, width = from->width;
-    const double bytes = (2 * (double)p->shape.points + 2 * rows) * (width + from->axes) * number + (double)PIECE_BYTES +
-                         (from->reduced ? 8 * width * from->features : 0) + (double)k_place_scratch(&p->shape);
+    const double bytes = (2 * (double)p->shape.points + 2 * rows) * (width + from->axes) * number +
+                         (double)PIECE_BYTES + (from->reduced ? 8 * width * from->features : 0) +
+                         (double)k_place_scratch(&p->shape);
     const double left = (double)dev_available() / comm_memory_sharers();
     if (!error_caught() && bytes > left)
-        die("%s: placing into %lld samples of %d numbers takes %.2f GiB on each rank, which has %.2f GiB; use fewer ranks "
+        die("%s: placing into %lld samples of %d numbers takes %.2f GiB on each rank, which has %.2f GiB; use fewer "
+            "ranks "
             "on a node or fewer threads, or a map by a smaller --pre-pca or by --tsne-samples",
             p->job->options->map, (long long)p->shape.points, from->width, bytes / 0x1p30, left / 0x1p30);
     comm_all_ok();

@@ -81,8 +81,8 @@ static void choose_by_model(const Stored *stored, Options *options, const Model 
             layers[options->embed.count++] = arena_printf(stored->arena, "%s", graph->nodes[i].name);
     }
     if (options->embed.count == 0)
-        die("%s: has t-SNE maps of %s, expected one of a layer of %s; make it with --embed and that model", stored->path,
-            maps_there(stored), options->model);
+        die("%s: has t-SNE maps of %s, expected one of a layer of %s; make it with --embed and that model",
+            stored->path, maps_there(stored), options->model);
 }
 
 static void choose_alone(const Stored *stored, Options *options) {
@@ -107,7 +107,8 @@ static Dataset *open_part(const Stored *stored, const char *layer, const char *s
 
 static void open_map(PlaceMap *map, const Stored *stored, const char *layer, int64_t width) {
     if (!is_there(stored, layer, "_tsne"))
-        die("%s: has t-SNE maps of %s, expected one of %s; choose with --embed", stored->path, maps_there(stored), layer);
+        die("%s: has t-SNE maps of %s, expected one of %s; choose with --embed", stored->path, maps_there(stored),
+            layer);
     const char *variable = arena_printf(stored->arena, "%s_tsne", layer);
     const double pre_pca = dataset_result_number(stored->path, variable, "pre_pca");
     *map = (PlaceMap){.layer = arena_printf(stored->arena, "%s", layer),
@@ -119,9 +120,10 @@ static void open_map(PlaceMap *map, const Stored *stored, const char *layer, int
             stored->path, variable);
     const char *points = map->reduced ? "_pre_pca" : "";
     if (!is_there(stored, layer, points) || !is_there(stored, "sample", "") ||
-        (map->reduced && (!is_there(stored, layer, "_pre_pca_components") || !is_there(stored, layer, "_pre_pca_center"))))
-        die("%s: has no features of %s, expected %s%s beside its map; make the map again with this version", stored->path,
-            layer, layer, points);
+        (map->reduced &&
+         (!is_there(stored, layer, "_pre_pca_components") || !is_there(stored, layer, "_pre_pca_center"))))
+        die("%s: has no features of %s, expected %s%s beside its map; make the map again with this version",
+            stored->path, layer, layer, points);
     map->map = open_part(stored, layer, "_tsne", 2);
     map->points = open_part(stored, layer, points, 2);
     map->position = open_part(stored, "sample", "", 1);
@@ -141,9 +143,11 @@ static void open_map(PlaceMap *map, const Stored *stored, const char *layer, int
     if ((map->axes != 2 && map->axes != 3) || map->map->rank != 2 || map->samples > INT32_MAX / 2 ||
         map->points->shape[0] != map->samples || map->position->shape[0] != map->samples ||
         dataset_row_size(map->position) != 1 || of_points > INT32_MAX / 8)
-        die("%s: its map of %s and what belongs to it are of different sizes; is the file damaged?", stored->path, layer);
+        die("%s: its map of %s and what belongs to it are of different sizes; is the file damaged?", stored->path,
+            layer);
     if (features != width)
-        die("%s: its map of %s is of %lld numbers a sample, but the new ones have %lld; give features of the same layer "
+        die("%s: its map of %s is of %lld numbers a sample, but the new ones have %lld; give features of the same "
+            "layer "
             "(or another map, with --embed)",
             stored->path, layer, (long long)features, (long long)width);
     map->features = (int)features;

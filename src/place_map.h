@@ -9,14 +9,14 @@
 
 /* What is known of one before its numbers are read. */
 typedef struct {
-    const char *layer;  /* in the names of the file's variables */
-    int64_t samples;    /* of the file; those left out by --tsne-samples have no place on the map */
-    int axes;           /* 2 or 3 */
+    const char *layer;   /* in the names of the file's variables */
+    int64_t samples;     /* of the file; those left out by --tsne-samples have no place on the map */
+    int axes;            /* 2 or 3 */
     int features, width; /* numbers of a sample: of the layer; of what t-SNE was given, after --pre-pca */
     double perplexity;
-    bool reduced;        /* by --pre-pca */
-    Dataset *map, *position;     /* (samples, axes), NaN: not mapped; (samples) in the file that was mapped */
-    Dataset *points;             /* (samples, width) what t-SNE was given */
+    bool reduced;                 /* by --pre-pca */
+    Dataset *map, *position;      /* (samples, axes), NaN: not mapped; (samples) in the file that was mapped */
+    Dataset *points;              /* (samples, width) what t-SNE was given */
     Dataset *components, *center; /* (width, features), (features), if reduced */
 } PlaceMap;
 

@@ -12,10 +12,10 @@ typedef struct {
     const PlaceMap *from;
     const Matrix *features; /* of the new samples */
     PlaceShape shape;
-    int64_t *kept;     /* host (points): number among the samples of the stored file */
-    int64_t *position; /* host (points): in the file that was mapped */
-    float *map;        /* host (points, A) */
-    float scale;       /* a power of two: distances are of numbers times scale */
+    int64_t *kept;                 /* host (points): number among the samples of the stored file */
+    int64_t *position;             /* host (points): in the file that was mapped */
+    float *map;                    /* host (points, A) */
+    float scale;                   /* a power of two: distances are of numbers times scale */
     float *points, *points_packed; /* (points, D), (.., D, 16) */
     float *map_device, *map_packed;
     Matrix rows; /* what t-SNE would have been given: the features, or their scores */

@@ -120,7 +120,7 @@ static void find(const PlaceTrust *t, Side *side, const Side *asked) {
 static void *take(const PlaceTrust *t, Arena *arena, const void *device) {
     const int64_t rows = t->place->shape.rows, K = t->neighbors;
     int32_t *from = ARENA_ARRAY(arena, int32_t, t->entries, "neighbours"),
-            *to = ARENA_ARRAY(arena, int32_t, rows *K, "neighbours");
+            *to = ARENA_ARRAY(arena, int32_t, rows * K, "neighbours");
     dev_download(from, device, (size_t)t->entries * sizeof *from);
     for (int64_t i = 0; i < rows * K; i++)
         to[i] = from[(i / K / TSNE_BLOCK * K + i % K) * TSNE_BLOCK + i / K % TSNE_BLOCK];

@@ -142,7 +142,8 @@ static __device__ void look(double *sums, const float *y, const float *e, const 
             difference[a] = y[a] - column[a * TSNE_BLOCK];
             square = fmaf(difference[a], difference[a], square);
         }
-        const float s = fmaf(square, 1.0f / (A - 1), 1.0f), root = rsqrtf(s), r = root * root, w = A == 2 ? r : r * root;
+        const float s = fmaf(square, 1.0f / (A - 1), 1.0f), root = rsqrtf(s), r = root * root,
+                    w = A == 2 ? r : r * root;
         const float er = e[j] * r, wr = w * r, err = er * r, wrr = wr * r;
         sum[PLACE_LOG] += (double)(e[j] * logf(s));
         sum[PLACE_Z] += (double)w;
