@@ -494,4 +494,19 @@ void k_neighbors_find(int32_t *index, float *distance, int K, int32_t *nearer, c
                       const float *asked_distance, int A, const float *x, const float *columns,
                       const NeighborShape *shape);
 
+/* ---- New points in a map (place.c) -------------------------------------------------------------------------------
+ * Each new point by itself, against fixed points and their map: p(j) ~ exp(-beta d_j), d_j its squared distance to fixed
+ * point j, beta such that the entropy is ln(perplexity), to 1e-6; q(j) = w_j / sum of w, w of t-SNE. It is placed where
+ * KL(p || q) is lowest: of the descents from the places of its nearest fixed points, by Newton's method. */
+typedef struct {
+    int64_t rows, points; /* new; fixed */
+    int width, axes;
+} PlaceShape;
+
+size_t k_place_scratch(const PlaceShape *shape);
+/* y (blocks, A, 16) and kl (blocks, 16): places of the new points, and their divergence. x (blocks, D, 16), points (.., D, 16)
+ * and map (.., A, 16): packed, x and points with one scale. perplexity < points. Lanes past the rows are not set. */
+void k_place(float *y, double *kl, const float *x, const float *points, const float *map, const PlaceShape *shape,
+             double perplexity, void *scratch);
+
 #endif

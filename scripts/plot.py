@@ -3,8 +3,9 @@
 
     plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf] [--trust trustworthiness] [--fade]
 
-For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; where there are several
-t-SNE maps of it, all of them side by side, points fading with how far they move between them; the filters and feature maps in the file; for some samples the
+For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
+and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
+with how far they move between them; the filters and feature maps in the file; for some samples the
 input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
@@ -44,7 +45,7 @@ CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Y
 MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
 PER_PAGE = 20  # samples
-METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}  # of a layer; the last of an audit
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Placed in the t-SNE map"}  # of a layer
 MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence")  # of each sample, from 0 to 1
 MAPS_PER_ROW = 4
 
@@ -172,6 +173,10 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     points = np.column_stack([points, categories])[:, : max(dimensions, 2)]  # a 1-D map is spread by category
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     ax = figure.add_subplot(projection="3d" if dimensions == 3 else None)
+    if method == "place":
+        fixed = ds[f"{layer}_fixed"].values
+        ax.computed_zorder = False  # of a 3-D map: by depth, which would hide the new ones
+        ax.scatter(*fixed.T, s=np.clip(60000 / len(fixed), 2, 25), c=NO_LABEL, linewidths=0, rasterized=True, zorder=0)
     if measure:
         draw_trust(figure, ax, points, ds[f"{layer}_{method}_{measure}"].values[mapped], measure)
     else:
@@ -179,14 +184,14 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
         draw_points(figure, ax, ds, points, categories, of, named=method != "pca", alpha=alpha)
     axes = [ax.xaxis, ax.yaxis] if dimensions < 3 else [ax.xaxis, ax.yaxis, ax.zaxis]
     for i, axis in enumerate(axes):
-        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
+        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE ', 'place': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
     if dimensions == 2:
         ax.set_aspect("equal", adjustable="datalim")
     if dimensions == 3:
         ax.set_box_aspect(None, zoom=1.1)
         for axis in axes:
             axis.set_pane_color("white")
-    details = {"pca": pca_details, "tsne": tsne_details}.get(method, lambda *_: "as it was given")(
+    details = {"pca": pca_details, "tsne": tsne_details, "place": place_details}.get(method, lambda *_: "as it was given")(
         ds, layer, axes[:dimensions])
     count = f"{len(points):,}" + (f" of {len(mapped):,}" if not mapped.all() else "")
     figure.suptitle(f"{METHODS[method]} of {layer}\n{count} samples, {details}{trust_details(ds, layer, method)}")
@@ -253,6 +258,13 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]  # a text where it is the mean of several
     perplexity = perplexity if isinstance(perplexity, str) else f"{perplexity:g}"
     return f"perplexity {perplexity}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+
+
+def place_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
+    for axis in axes:
+        axis.set_major_formatter("")
+        axis.set_tick_params(length=0)
+    return f"over the {ds.sizes[f'{layer}_fixed_sample']:,} mapped ones"
 
 
 def trust_details(ds: xr.Dataset, layer: str, method: str) -> str:

@@ -63,7 +63,7 @@ static void describe_images(Job *job) {
     t->channels = (int)size[0];
     t->height = (int)size[1];
     t->width = (int)size[2];
-    if (job->options->command != COMMAND_RUN)
+    if (!o->model)
         return;
     bool is_float = t->dtype == DT_F16 || t->dtype == DT_F32 || t->dtype == DT_F64;
     if (o->scale == 0 && t->dtype != DT_U8 && !is_float)
@@ -116,7 +116,7 @@ static void open_data(Job *job) {
         job->images = dataset_open(job->arena, o->images);
     if (o->input)
         job->input = dataset_open(job->arena, o->input);
-    if (o->map)
+    if (o->command == COMMAND_AUDIT)
         job->map = dataset_open(job->arena, o->map);
     const Dataset *first = job->input ? job->input : job->images;
     if (job->input && job->input->rank < 2)
@@ -194,7 +194,7 @@ static void hash_inputs(Job *job) {
     if (o->input)
         dataset_sha256(job->input_sha256, job->input->path);
     if (o->map)
-        dataset_sha256(job->map_sha256, job->map->path);
+        dataset_sha256(job->map_sha256, job->map ? job->map->path : o->map);
     const struct {
         const char *spec;
         char *hex;
@@ -221,6 +221,10 @@ void job_open(Job *job, Options *options) {
     comm_all_ok();
     if (options->model)
         open_model(job);
+    if (!error_caught() && options->command == COMMAND_PLACE)
+        job->places = place_maps(job->arena, &job->place_count, options, job->model,
+                                 job->input ? dataset_row_size(job->input) : 0);
+    comm_all_ok();
     if (!error_caught())
         open_labels(job);
     comm_all_ok();

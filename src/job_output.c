@@ -23,15 +23,18 @@ struct Lines {
 
 static void put_globals(Job *job) {
     Output *out = job->output;
+    const bool placing = job->options->command == COMMAND_PLACE;
     const struct {
         const char *name, *value;
     } texts[] = {
-        {"title", job->model ? "What a trained network computes for a test set"
+        {"title", placing      ? "New samples in a stored map"
+                  : job->model ? "What a trained network computes for a test set"
                   : job->map ? "How far a map can be trusted"
                              : "Maps of a feature matrix"},
         {"Conventions", "CF-1.11, ACDD-1.3"},
         {"summary",
-         job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+         placing      ? "Places of samples in a t-SNE map of others, one row a sample"
+         : job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
          : job->map ? "Measures of a map against the features it was made of, one row a sample"
                     : "Principal components and exact t-SNE map, one row a sample"},
         {"source", "cnnscope " CNNSCOPE_VERSION},

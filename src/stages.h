@@ -76,6 +76,10 @@ void embed(Job *job, const Matrix *features, int node);
 /* Principal components that takes of a layer of this width: for the file, for --pre-pca and for the start. */
 int embed_components(const Options *o, int width);
 
+/* Whether its features go into the file: all but logits (there already) and spatial ones; and what t-SNE is given as it
+ * is, the matrix of `embed` included. node: NULL for that. */
+bool embed_writes_features(const Options *o, const Node *node, bool is_logits, int width);
+
 /* ---- PCA (pca.c) ------------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -93,6 +97,9 @@ double pca_bytes(int64_t rows, int64_t total, int width, int components);
 /* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. What the checkpoint (or NULL) has
  * under that key is not computed again, but for the scores; else it is kept there. */
 void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key);
+
+/* p->scores <- the rows of x by its center and axes. The bits of pca, whatever rows stand beside. */
+void pca_project(Pca *p, const Matrix *x);
 
 /* ---- t-SNE (tsne.c) --------------------------------------------------------------------------------------------- */
 
@@ -166,6 +173,10 @@ typedef struct {
  * the same bits for any number of ranks. */
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
 
+/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
+ * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
+double trust_worst(int64_t N, int64_t K);
+
 /* Bytes of memory that takes at most at one time on the first rank, which has `rows` of the mapped samples. */
 double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors);
 
@@ -177,5 +188,12 @@ double stability_bytes(int64_t rows, int64_t total, int axes, int maps, int neig
 
 /* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
 void audit(Job *job, const Matrix *features);
+
+/* ---- New samples in a stored map (place.c) ------------------------------------------------------------------------ */
+
+/* `cnnscope place`: where the samples with these features belong in the map that --map holds of the layer, into the results
+ * file as LAYER_place_..., with how far that can be trusted. Each sample by itself, against all mapped ones, which do not
+ * move: the same bits for any number of ranks and for any other samples beside it. */
+void place(Job *job, const Matrix *features);
 
 #endif

@@ -134,9 +134,7 @@ static void gather_labels(Trust *t) {
     t->labels = t->categories > 0 ? all : NULL;
 }
 
-/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
- * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
-static double worst_penalty(int64_t N, int64_t K) {
+double trust_worst(int64_t N, int64_t K) {
     return K < N - K ? 0.5 * (double)K * (double)(2 * N - 3 * K - 1) : 0.5 * (double)(N - K) * (double)(N - K - 1);
 }
 
@@ -145,7 +143,7 @@ static double worst_penalty(int64_t N, int64_t K) {
 static void judge_map(Trust *t, int map) {
     const int K = t->neighbors, asked = K * (t->spaces - 1);
     const int64_t rows = t->shard.count;
-    const double worst = worst_penalty(t->shard.total, K);
+    const double worst = trust_worst(t->shard.total, K);
     TrustNumbers *n = &t->numbers[map];
     int64_t sums[3] = {0};
     for (int64_t i = 0; i < rows; i++) {

@@ -36,6 +36,7 @@ JOBS = {
     "map": (*MNIST, "--samples", 230, "--attribution", "none", "--max-iter", 180, "--exaggeration-iter", 60),
     "3-D": ("embed", "--input", "{features}", "--pre-pca", 20, "--tsne", 3, "--max-iter", 60, "--exaggeration-iter", 30),
     "several maps": ("embed", "--input", "{features}", "--perplexity", "5,3+40", "--runs", 2, "--max-iter", 10),
+    "place": ("place", "--map", "{map}", "--input", "{features}", "--samples", "200:257", "--keep-neighbors"),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -57,9 +58,14 @@ def result(tmp_path_factory):
     images = np.load(GOLDEN / "onnx" / "resnet.npz")["images"]
     np.save(folder / "resnet.npy", np.concatenate([np.roll(images, i, 3) for i in range(4)]))
 
+    mapped = build(BINARY if BINARY.is_file() else CUDA, folder / "map.nc", *(
+        w.format(features=folder / "features.npy") if isinstance(w, str) else w for w in JOBS["3-D"]), "--samples", 200)
+    assert mapped.status == 0, mapped.lines
+
     @cache
     def make(job: str, binary: Path, ranks: int = 1, batch: int = 8, seed: int = 1):
-        words = [str(w).format(features=folder / "features.npy", resnet=folder / "resnet.npy") for w in JOBS[job]]
+        words = [str(w).format(features=folder / "features.npy", resnet=folder / "resnet.npy", map=folder / "map.nc")
+                 for w in JOBS[job]]
         output = folder / f"{job}_{binary == CUDA}_{ranks}_{batch}_{seed}.nc"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDAHOST_SEED", str(seed))
@@ -128,6 +134,15 @@ def test_divergence_of_the_map(pair, job, layer):
     cuda, cpu = pair(job)
     assert cuda[f"{layer}_tsne"].shape == cpu[f"{layer}_tsne"].shape and np.isfinite(cuda[f"{layer}_tsne"]).all()
     assert cuda[f"{layer}_tsne_kl"] == pytest.approx(cpu[f"{layer}_tsne_kl"], rel=0.05)
+
+
+def test_places(pair):
+    """Where rounding decides between two minima they are as low as each other."""
+    cuda, cpu = pair("place")
+    np.testing.assert_allclose(cuda["input_place_kl"], cpu["input_place_kl"], atol=1e-4)
+    apart = np.linalg.norm(cuda["input_place"] - cpu["input_place"], axis=1)
+    assert (apart > 1e-2).mean() < 0.02, np.sort(apart)[-4:]
+    assert (cuda["input_neighbors"] != cpu["input_neighbors"]).mean() < 0.01
 
 
 @pytest.mark.parametrize("job", JOBS)

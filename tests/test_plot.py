@@ -120,6 +120,19 @@ def test_points_fade_with_their_trust(tmp_path):
     assert (np.diff(alpha[np.argsort(trust)]) >= 0).all() and alpha.min() < 0.1 and alpha.max() > 0.6
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_places_in_a_stored_map(tmp_path, axes):
+    """New samples in the colours of their classes, over all mapped ones in grey."""
+    truth, _, drawn = draw(tmp_path, classes=4, samples=90, fixed=250, axes=axes, embed=True)
+    assert list(drawn) == ["input_place", "confusion"]
+    figure = drawn["input_place"]
+    assert figure.get_suptitle() == "Placed in the t-SNE map of input\n90 samples, over the 250 mapped ones"
+    where, colours = points(figure)
+    np.testing.assert_array_equal(where, np.sort(np.concatenate([truth["place"], truth["fixed"]]), 0))
+    assert colours == {plot.NO_LABEL, *plot.HUES[:4]} and legend(figure) == list("0123")
+    assert len(figure.axes[0].collections[0].get_offsets()) == 250 and figure.axes[0].collections[0].get_zorder() == 0
+
+
 def test_hundred_classes(tmp_path):
     truth, _, drawn = draw(tmp_path, classes=100, samples=2000, chosen=True)
     figure = drawn["logits_tsne"]

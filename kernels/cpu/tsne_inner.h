@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "shared_tsne.h"
+#include "shared_place.h"
 
 /* Four blocks of rows are a group, whose cells in a column's block stand together; a cell has 256 pairs. */
 enum { TSNE_WINDOW = 2 * TSNE_BLOCK, TSNE_GROUP = 4, TSNE_CELL = TSNE_BLOCK * TSNE_BLOCK };
@@ -61,6 +61,11 @@ typedef struct {
     /* nearer (A, 16) += how many of those n points are nearer than point `asked` (A, 16) at asked_distance (A, 16). */
     void (*count_nearer)(int32_t *nearer, const int32_t *asked, const float *asked_distance, int A, const float *d, int n,
                          int32_t first);
+    /* Of placing. d (n, 16) becomes exp(-beta (d - low)). */
+    void (*exponentials)(float *d, int64_t n, const float *beta, const float *low);
+    /* In maps of 2 and of 3 axes: sums (place_sums, 16) of shared_place.h at y (A, 16), over n fixed points with the
+     * weights e (n, 16). map (.., A, 16). */
+    void (*place[2])(double *sums, const float *e, int64_t n, const float *map, const float *y);
 } TsneInner;
 
 const TsneInner *tsne_inner(void);
