@@ -354,7 +354,7 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
         "data",       "min",      "max",     "sum",   "var",         "all",           "any",
-        "confusion"};
+        "confusion",  "occlusion", "smoothgrad"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);
