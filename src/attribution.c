@@ -132,6 +132,7 @@ Attribution *attribution_new(Arena *arena, Job *job) {
     Attribution *a = ARENA_ARRAY(arena, Attribution, 1, "attribution");
     *a = (Attribution){.job = job,
                        .methods = ARENA_ARRAY(arena, Method, LIST_MAX, "attribution methods"),
+                       .unread = ARENA_ARRAY(arena, bool, graph->count, "attribution"),
                        .size = shape_size(input),
                        .outputs = (int)shape_size(graph->nodes[graph->logits].shape)};
     const int side = shape_height(input) < shape_width(input) ? shape_height(input) : shape_width(input);
@@ -141,6 +142,8 @@ Attribution *attribution_new(Arena *arena, Job *job) {
         die_usage("--occlusion-window %d, --occlusion-stride %d: expected a window of at most %d, the images' shorter "
                   "side, and a stride of at most the window",
                   a->window, a->stride, side);
+    for (int i = 0; i < graph->count; i++)
+        a->unread[i] = i != graph->logits;
     choose_target(a);
     if (list->count == 0) {
         a->methods[a->count++] = method_of(job, "saliency");

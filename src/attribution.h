@@ -45,6 +45,7 @@ typedef struct {
     int target, against; /* as k_target takes them; against = target: none */
     bool tells_target;   /* into the file: it is not just the prediction */
     int window, stride;  /* of occlusion */
+    bool *unread;        /* (nodes) whose values passes of their own do not look at: all but the logits */
 
     /* Of a pass, on the device. */
     int B, outputs;

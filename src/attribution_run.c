@@ -84,7 +84,7 @@ void attribution_start(Attribution *a, const Plan *plan, Lane *lane, const int64
     a->baseline = attribution_baseline(a->job, lane, a->size);
     a->baseline_logits = dev_alloc((size_t)a->outputs * sizeof *a->baseline_logits);
     lane_copy(lane, graph_input(plan, lane), a->baseline, (size_t)a->size * sizeof *a->baseline);
-    graph_forward(plan, lane);
+    graph_forward_without(plan, lane, a->unread);
     lane_copy(lane, a->baseline_logits, graph_value(plan, lane, logits), (size_t)a->outputs * sizeof(float));
     lane_sync(lane);
 }
@@ -168,7 +168,7 @@ static const float *logits_of(const Batch *b) {
 /* The gradient at the input that now lies there. */
 static const float *gradient_pass(const Batch *b, bool guided) {
     watchdog_tick();
-    graph_forward(b->plan, b->lane);
+    graph_forward_without(b->plan, b->lane, b->a->unread);
     if (guided)
         graph_backward_guided(b->plan, b->lane, b->w->seed);
     else
@@ -248,7 +248,7 @@ static void occlude(const Batch *b, const Method *method) {
             const KBox box = {top, left, top + a->window < H ? top + a->window : H,
                               left + a->window < W ? left + a->window : W};
             k_occlude(b->lane, graph_input(b->plan, b->lane), w->x, a->baseline, &box, a->B, C, H, W);
-            graph_forward(b->plan, b->lane);
+            graph_forward_without(b->plan, b->lane, b->a->unread);
             k_score(b->lane, w->occluded, logits_of(b), a->baseline_logits, w->target, against_of(b), a->B, a->outputs);
             k_occlusion_add(b->lane, w->map, w->score, w->occluded, &box, row + column == 0, a->B, H, W);
         }

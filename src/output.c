@@ -254,6 +254,16 @@
  *         :option_seed = "0" ;
  *         :option_neighbors = "15" ;
  *         :option_attribution = "saliency,gradcam:conv2" ;
+ *         :option_target = "predicted" ;
+ *         :option_baseline = "zero" ;
+ *         :option_ig_steps = "50" ;
+ *         :option_ig_rule = "gausslegendre" ;
+ *         :option_ig_tolerance = "0" ;
+ *         :option_smoothgrad_draws = "25" ;
+ *         :option_smoothgrad_noise = "0.14999999999999999" ;
+ *         :option_occlusion_window = "0" ;
+ *         :option_occlusion_stride = "0" ;
+ *         :option_cam_resolution = "layer" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
  *         :option_keep_maps = "default" ;

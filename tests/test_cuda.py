@@ -35,6 +35,10 @@ JOBS = {
     "first steps": (*MNIST, "--samples", 230, "--attribution", "none", "--max-iter", 10),
     "map": (*MNIST, "--samples", 230, "--attribution", "none", "--max-iter", 180, "--exaggeration-iter", 60),
     "3-D": ("embed", "--input", "{features}", "--pre-pca", 20, "--tsne", 3, "--max-iter", 60, "--exaggeration-iter", 30),
+    "attribution": (*RESNET, "--attribution", "saliency,saliency_squared,input_x_gradient,gradcam,gradcam++,hirescam,"
+                    "layercam:layer1_0_relu_1,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
+                    "predicted:runner-up", "--baseline", "mean", "--ig-steps", 3, "--smoothgrad-draws", 2,
+                    "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--tsne", 0),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -95,6 +99,21 @@ def test_network(pair, job):
     for name in ("saliency", "gradcam"):
         errors = relative_errors(raw(cuda, name), raw(cpu, name))
         assert (errors > 1e-4).sum() <= len(errors) // 100, (name, np.sort(errors)[-4:])
+
+
+def test_attribution(pair):
+    """As above, of each value: a tie may change a few pixels of a map."""
+    cuda, cpu = pair("attribution")
+    names = ("saliency", "saliency_squared", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam",
+             "layercam_layer1_0_relu_1", "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
+    for name in names:
+        one, other = (raw(x, name) if f"{name}_low" in x else x[name] for x in (cuda, cpu))
+        largest = np.abs(other).reshape(len(other), -1).max(1).reshape(-1, *[1] * (other.ndim - 1))
+        errors = np.abs(one - other) / np.where(largest > 0, largest, 1)
+        assert np.quantile(errors, 0.98) < 1e-4 and np.median(errors.reshape(len(errors), -1).max(1)) < 1e-3, name
+    assert relative_error(cuda["integrated_gradients_delta"], cpu["integrated_gradients_delta"]) < 1e-2
+    for name in ("attribution_target", "attribution_target_against", "integrated_gradients_steps"):
+        assert np.array_equal(cuda[name], cpu[name]), name
 
 
 def test_pca(pair):
