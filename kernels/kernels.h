@@ -378,6 +378,31 @@ void k_cam(Lane *lane, float *map, CamKind kind, const float *value, const float
  * constant map becomes zeros. */
 void k_normalise(Lane *lane, float *map, float *low, float *high, int B, int64_t pixels);
 
+/* ---- Evidence for attribution maps (evidence.c), plain, map (B, pixels) ------------------------------------------- */
+
+/* rank: place of each pixel by falling value, from 0, equals by their index; tied: likewise, but equals all have the mean
+ * of their places; NULL: not wanted. scratch: k_rank_scratch bytes. */
+size_t k_rank_scratch(int B, int64_t pixels);
+void k_rank(Lane *lane, int32_t *rank, float *tied, const float *map, int B, int64_t pixels, void *scratch);
+
+/* out (B, C, pixels): the first `cut` pixels by rank (B, pixels) are the baseline's (C, pixels), the others x's;
+ * insertion: the other way round. Petsiuk et al. 2018. */
+void k_reveal(Lane *lane, float *out, const float *x, const float *baseline, const int32_t *rank, int64_t cut,
+              bool insertion, int B, int C, int64_t pixels);
+
+/* area (B) = (first: 0, else area) + weight * softmax of the target's logit; K = 1: its sigmoid. */
+void k_add_probability(Lane *lane, float *area, const float *logits, const int32_t *target, float weight, bool first,
+                       int B, int K);
+
+/* sum (B, pixels) of map (B, C, pixels) over channels. */
+void k_channel_sum(Lane *lane, float *sum, const float *map, int B, int C, int64_t pixels);
+
+/* gini (B): Gini index of maps that are nowhere negative, 0 even, towards 1 sparse (Hurley & Rickard 2009); of zeros 0. */
+void k_gini(Lane *lane, float *gini, const float *map, const int32_t *rank, int B, int64_t pixels);
+
+/* result[b * step]: Spearman's correlation of two maps, from their ties' ranks. */
+void k_rank_correlation(Lane *lane, float *result, int64_t step, const float *a, const float *b, int B, int64_t pixels);
+
 /* ---- Dense linear algebra of PCA (linalg.c) --------------------------------------------------------------------
  * x (rows, D): the rank's rows, device. Sums over rows are sums of integers: exact, so that neither the number of ranks
  * nor that of threads nor the BLAS changes a bit. scale: powers of two (0 for a column without content) such that

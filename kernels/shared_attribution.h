@@ -95,6 +95,18 @@ ON_BOTH int windows_over(int i, int window, int stride, int n) {
     return (to < last ? to : last) - from + 1;
 }
 
+/* Keys in rising order are values in falling order, equals (0 and -0 among them) by index. */
+ON_BOTH uint64_t falling_key(float value, uint32_t index) {
+    const uint32_t bits = float_as_bits(value + 0.0f);
+    const uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (uint64_t)~rising << 32 | index;
+}
+
+/* Of sums of products of differences from the means; 0 where one of both does not vary. */
+ON_BOTH float correlation(double both, double first, double second) {
+    return first > 0 && second > 0 ? (float)(both / sqrt(first * second)) : 0;
+}
+
 /* A channel's weight in Grad-CAM++ is the sum of these over its pixels. */
 ON_BOTH float cam_plus_share(float gradient, float sum_of_values) {
     const float square = gradient * gradient;

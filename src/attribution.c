@@ -29,6 +29,16 @@ static const struct {
     [METHOD_OCCLUSION] = {"occlusion", "occlusion", "loss by occlusion"},
 };
 
+static const struct {
+    const char *name, *what;
+} evidences[EVIDENCE_KINDS] = {
+    [EVIDENCE_DELETION] = {"deletion", "mean probability of the category while pixels are deleted, the largest of %s "
+                                       "first: small where these matter"},
+    [EVIDENCE_INSERTION] = {"insertion", "mean probability of the category while pixels are inserted, the largest of "
+                                         "%s first: large where these suffice"},
+    [EVIDENCE_SPARSENESS] = {"sparseness", "Gini index of the magnitudes of %s: 0 even, towards 1 in few pixels"},
+};
+
 enum { METHODS = sizeof table / sizeof *table };
 
 /* ---- What is asked for ------------------------------------------------------------------------------------------ */
@@ -74,20 +84,42 @@ static Method method_of(const Job *job, const char *text) {
                      table[i].cam ? "[:LAYER]" : "");
         die_usage("--attribution %s: unknown; expected %sor none alone", text, known);
     }
-    Method method = {.kind = (MethodKind)kind, .layer = input->shape, .parts = table[kind].normalised ? 3 : 1};
+    Method method = {.kind = (MethodKind)kind, .layer = input->shape, .maps = table[kind].normalised ? 3 : 1};
     snprintf(method.variable, sizeof method.variable, "%s", table[kind].variable);
     if (table[kind].cam)
         cam_layer(&method, job, table[kind].name, colon ? colon + 1 : NULL);
     if (kind == METHOD_INTEGRATED_GRADIENTS)
-        method.parts = 3;
+        method.maps = 3;
     const bool large = table[kind].cam && strcmp(job->options->cam_resolution, "image") == 0;
     const Shape of = large ? input->shape : method.layer;
     method.map[0] = table[kind].by_channel ? shape_channels(of) : 1;
     method.map[1] = shape_height(of);
     method.map[2] = shape_width(of);
     method.bytes[0] = (size_t)method.map[0] * (size_t)method.map[1] * (size_t)method.map[2] * sizeof(float);
-    method.bytes[1] = method.bytes[2] = sizeof(float); /* as long as an int32_t */
+    for (int i = 1; i < METHOD_PARTS; i++)
+        method.bytes[i] = sizeof(float); /* as long as an int32_t */
     return method;
+}
+
+static void choose_evidence(Attribution *a) {
+    const List *list = &a->job->options->evidence;
+    for (int i = 0; i < list->count; i++) {
+        const char *name = list->items[i];
+        bool *wanted = strcmp(name, "agreement") == 0 ? &a->agreement : NULL;
+        for (int k = 0; k < EVIDENCE_KINDS; k++)
+            if (strcmp(name, evidences[k].name) == 0)
+                wanted = &a->evidence[k];
+        if (!wanted)
+            die_usage("--evidence %s: unknown; expected deletion, insertion, sparseness or agreement", name);
+        if (*wanted)
+            die_usage("--evidence: %s is asked for twice", name);
+        *wanted = true;
+    }
+    for (int m = 0; m < a->count; m++) {
+        a->methods[m].parts = a->methods[m].maps;
+        for (int k = 0; k < EVIDENCE_KINDS; k++)
+            a->methods[m].parts += a->evidence[k];
+    }
 }
 
 /* One end of --target: a word, or an output's number. */
@@ -134,6 +166,7 @@ Attribution *attribution_new(Arena *arena, Job *job) {
                        .methods = ARENA_ARRAY(arena, Method, LIST_MAX, "attribution methods"),
                        .unread = ARENA_ARRAY(arena, bool, graph->count, "attribution"),
                        .size = shape_size(input),
+                       .pixels = (int64_t)shape_height(input) * shape_width(input),
                        .outputs = (int)shape_size(graph->nodes[graph->logits].shape)};
     const int side = shape_height(input) < shape_width(input) ? shape_height(input) : shape_width(input);
     a->window = o->occlusion_window ? o->occlusion_window : side < 4 ? 1 : side / 4;
@@ -147,6 +180,7 @@ Attribution *attribution_new(Arena *arena, Job *job) {
     choose_target(a);
     if (list->count == 0) {
         a->methods[a->count++] = method_of(job, "saliency");
+        choose_evidence(a);
         return a;
     }
     for (int i = 0; i < list->count; i++) {
@@ -159,6 +193,7 @@ Attribution *attribution_new(Arena *arena, Job *job) {
                 die_usage("--attribution: %s is asked for twice", list->items[i]);
         a->count++;
     }
+    choose_evidence(a);
     return a;
 }
 
@@ -243,6 +278,23 @@ static void declare_delta(int variables[METHOD_PARTS], const Attribution *a, con
                                                            NULL});
 }
 
+static void declare_evidence(int *variables, const Attribution *a, const Method *method, const char *samples,
+                             int64_t length) {
+    for (int k = 0; k < EVIDENCE_KINDS; k++) {
+        if (!a->evidence[k])
+            continue;
+        char name[160], what[512];
+        snprintf(name, sizeof name, "%s_%s", method->variable, evidences[k].name);
+        snprintf(what, sizeof what, evidences[k].what, method->variable);
+        *variables = output_var(a->job->output, &(OutputVar){name, DT_F32, 1, {samples}, {length}, what, NULL, NULL});
+        if (k != EVIDENCE_SPARSENESS) {
+            output_text(a->job->output, *variables, "baseline", a->job->options->baseline);
+            output_int64(a->job->output, *variables, "steps", a->job->options->evidence_steps);
+        }
+        variables++;
+    }
+}
+
 void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
                          int64_t length) {
     const Node *node = &a->job->model->graph->nodes[method->node];
@@ -271,6 +323,7 @@ void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, cons
         declare_bounds(variables, a, method, samples, length);
     if (method->kind == METHOD_INTEGRATED_GRADIENTS)
         declare_delta(variables, a, samples, length);
+    declare_evidence(variables + method->maps, a, method, samples, length);
 }
 
 int attribution_declare_target(const Attribution *a, bool against, const char *samples, int64_t length) {
@@ -287,6 +340,25 @@ int attribution_declare_target(const Attribution *a, bool against, const char *s
                                                 NULL,
                                                 NULL});
     job_put_flags(a->job, id);
+    return id;
+}
+
+int attribution_declare_agreement(const Attribution *a, const char *samples, int64_t length) {
+    if (!a->agreement || a->count == 0)
+        return -1;
+    const int id =
+        output_var(a->job->output, &(OutputVar){"attribution_agreement",
+                                                DT_F32,
+                                                3,
+                                                {samples, "attribution", "other_attribution"},
+                                                {length, a->count, a->count},
+                                                "Spearman's rank correlation of two methods' maps over the pixels",
+                                                NULL,
+                                                NULL});
+    char *names = "";
+    for (int m = 0; m < a->count; m++)
+        names = arena_printf(a->job->arena, "%s%s%s", names, m ? " " : "", a->methods[m].variable);
+    output_text(a->job->output, id, "attributions", names);
     return id;
 }
 

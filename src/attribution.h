@@ -25,31 +25,34 @@ typedef enum {
     METHOD_OCCLUSION
 } MethodKind;
 
-enum { METHOD_PARTS = 3 };
+typedef enum { EVIDENCE_DELETION, EVIDENCE_INSERTION, EVIDENCE_SPARSENESS, EVIDENCE_KINDS } EvidenceKind;
+
+enum { METHOD_MAPS = 3, METHOD_PARTS = METHOD_MAPS + EVIDENCE_KINDS };
 
 typedef struct {
     MethodKind kind;
-    int node;                   /* whose value or gradient is looked at; the input but for class activation maps */
-    Shape layer;                /* of that node */
-    int map[3];                 /* C, H, W of the map; C = 1: (sample, y, x) */
-    char variable[128];         /* in the results file */
-    int parts;                  /* variables it has */
+    int node;           /* whose value or gradient is looked at; the input but for class activation maps */
+    Shape layer;        /* of that node */
+    int map[3];         /* C, H, W of the map; C = 1: (sample, y, x) */
+    char variable[128]; /* in the results file */
+    int maps, parts;    /* variables it has: map and bounds, and with the evidence that is asked for, in its order */
     size_t bytes[METHOD_PARTS]; /* of a sample in each */
-    KAxis *rows, *columns;      /* a class activation map made as large as the image; NULL: it is not */
+    KAxis *rows, *columns;      /* that make a class activation map as large as the image; NULL: not needed */
 } Method;
 
 typedef struct {
     Job *job;
     Method *methods;
     int count;
-    int target, against; /* as k_target takes them; against = target: none */
-    bool tells_target;   /* into the file: it is not just the prediction */
-    int window, stride;  /* of occlusion */
-    bool *unread;        /* (nodes) whose values passes of their own do not look at: all but the logits */
+    int target, against;                      /* as k_target takes them; against = target: none */
+    bool tells_target;                        /* into the file: it is not just the prediction */
+    int window, stride;                       /* of occlusion */
+    bool evidence[EVIDENCE_KINDS], agreement; /* asked for */
+    bool *unread; /* (nodes) whose values passes of their own do not look at: all but the logits */
 
     /* Of a pass, on the device. */
     int B, outputs;
-    int64_t size;           /* of a sample's input */
+    int64_t size, pixels;   /* of a sample's input; of a channel */
     int32_t *labels;        /* of this rank's samples; NULL: not looked at */
     int64_t *numbers;       /* their file positions; NULL likewise */
     float *baseline;        /* (size); NULL likewise */
@@ -60,11 +63,14 @@ typedef struct {
 Attribution *attribution_new(Arena *arena, Job *job);
 
 /* Declares the variables of a method over the dimension `samples`, and gives their numbers: map, low, high; of
- * integrated gradients map, delta, steps; of others the map alone. Collective. */
+ * integrated gradients map, delta, steps; of others the map alone; then its evidence. Collective. */
 void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
                          int64_t length);
 /* The variable of the target, or of what it is compared with; -1: not declared. */
 int attribution_declare_target(const Attribution *a, bool against, const char *samples, int64_t length);
+
+/* That of the agreement of methods, whose rows are (methods, methods) floats; -1: not declared. */
+int attribution_declare_agreement(const Attribution *a, const char *samples, int64_t length);
 
 void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
 
@@ -78,6 +84,10 @@ void attribution_stop(Attribution *a);
 typedef struct {
     int32_t *target, *against, *steps;
     float *seed, *map, *small, *low, *high, *x, *sum, *score, *occluded;
+    float *planes, *tied; /* (methods, B, pixels): maps as large as the image, for the evidence; their tied ranks */
+    float *magnitude, *area, *agreement;
+    int32_t *rank;
+    void *scratch;
     float *delta; /* host */
 } AttributionLane;
 size_t attribution_lane_bytes(const Attribution *a, int B);
@@ -86,7 +96,7 @@ void attribution_lane_free(AttributionLane *w);
 
 /* Where a batch's rows go, host. */
 typedef struct {
-    char *target, *against; /* NULL: nowhere */
+    char *target, *against, *agreement; /* NULL: nowhere */
     char *rows[LIST_MAX][METHOD_PARTS];
 } AttributionRows;
 
@@ -94,6 +104,17 @@ typedef struct {
  * forward pass was is unknown afterwards. */
 void attribution_batch(const Attribution *a, AttributionLane *w, const AttributionRows *to, const Plan *plan,
                        Lane *lane, const int32_t *prediction, int64_t at, int count);
+
+/* ---- attribution_evidence.c ------------------------------------------------------------------------------------- */
+
+bool attribution_has_evidence(const Attribution *a);
+size_t attribution_evidence_bytes(const Attribution *a, int B); /* of a lane, the planes among them */
+void attribution_evidence_new(AttributionLane *w, const Attribution *a);
+void attribution_evidence_free(AttributionLane *w);
+
+/* Of all methods of a batch, whose maps lie in w->planes, and x and the target in w. */
+void attribution_evidence(const Attribution *a, AttributionLane *w, const AttributionRows *to, const Plan *plan,
+                          Lane *lane, int count);
 
 /* ---- attribution_baseline.c ------------------------------------------------------------------------------------- */
 

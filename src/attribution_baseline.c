@@ -93,7 +93,7 @@ static void file_image(double *pixels, Arena *arena, const Job *job) {
 float *attribution_baseline(const Job *job, Lane *lane, int64_t size) {
     const char *what = job->options->baseline;
     Arena *arena = arena_new();
-    double *pixels = ARENA_ARRAY(arena, double, size, "baseline"), value;
+    double *pixels = dev_alloc_host((size_t)size * sizeof *pixels), value;
     PixelTransform transform = job->transform;
     transform.dtype = DT_F64;
     if (strcmp(what, "mean") == 0) {
@@ -112,6 +112,7 @@ float *attribution_baseline(const Job *job, Lane *lane, int64_t size) {
     else
         k_input(lane, baseline, pixels, &transform, 1, 1);
     lane_sync(lane);
+    dev_free_host(pixels);
     arena_free(arena);
     return baseline;
 }

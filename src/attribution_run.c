@@ -34,12 +34,14 @@ static KAxis *axis_of(int in, int out) {
 }
 
 static void enlarge(Attribution *a) {
+    const Shape input = a->job->model->graph->nodes[0].shape;
     const bool large = strcmp(a->job->options->cam_resolution, "image") == 0;
     for (int m = 0; m < a->count; m++) {
         Method *method = &a->methods[m];
-        if (large && method->kind >= METHOD_GRADCAM && method->kind <= METHOD_LAYERCAM) {
-            method->rows = axis_of(shape_height(method->layer), method->map[1]);
-            method->columns = axis_of(shape_width(method->layer), method->map[2]);
+        if ((large || attribution_has_evidence(a)) && method->kind >= METHOD_GRADCAM &&
+            method->kind <= METHOD_LAYERCAM) {
+            method->rows = axis_of(shape_height(method->layer), shape_height(input));
+            method->columns = axis_of(shape_width(method->layer), shape_width(input));
         }
     }
 }
@@ -79,7 +81,8 @@ void attribution_start(Attribution *a, const Plan *plan, Lane *lane, const int64
     a->B = B;
     upload_samples(a, numbers, labels, count);
     enlarge(a);
-    if (!has(a, METHOD_INTEGRATED_GRADIENTS) && !has(a, METHOD_OCCLUSION))
+    if (!has(a, METHOD_INTEGRATED_GRADIENTS) && !has(a, METHOD_OCCLUSION) && !a->evidence[EVIDENCE_DELETION] &&
+        !a->evidence[EVIDENCE_INSERTION])
         return;
     a->baseline = attribution_baseline(a->job, lane, a->size);
     a->baseline_logits = dev_alloc((size_t)a->outputs * sizeof *a->baseline_logits);
@@ -109,32 +112,38 @@ void attribution_stop(Attribution *a) {
 static size_t cells_of(const Attribution *a) {
     size_t most = (size_t)a->size * sizeof(float);
     for (int m = 0; m < a->count; m++) {
-        const size_t layer = (size_t)shape_size(a->methods[m].layer) * sizeof(float);
+        const Shape s = a->methods[m].layer, input = a->job->model->graph->nodes[0].shape;
+        const size_t layer = (size_t)shape_size(s) * sizeof(float);
+        const size_t wide = (size_t)shape_height(s) * (size_t)shape_width(input) * sizeof(float); /* half enlarged */
         most = layer > most ? layer : most;
+        most = wide > most ? wide : most;
     }
     return most / sizeof(float);
 }
 
 size_t attribution_lane_bytes(const Attribution *a, int B) {
-    return (size_t)B * (2 * cells_of(a) + 2 * (size_t)a->size + (size_t)a->outputs + 8) * sizeof(float);
+    return (size_t)B * (2 * cells_of(a) + 2 * (size_t)a->size + (size_t)a->outputs + 8) * sizeof(float) +
+           attribution_evidence_bytes(a, B);
 }
 
 AttributionLane attribution_lane_new(const Attribution *a) {
     const size_t B = (size_t)a->B, number = B * sizeof(float), input = (size_t)a->size * number;
     const size_t most = cells_of(a) * number;
-    return (AttributionLane){.target = dev_alloc(B * sizeof(int32_t)),
-                             .against = dev_alloc(B * sizeof(int32_t)),
-                             .steps = dev_alloc(B * sizeof(int32_t)),
-                             .seed = dev_alloc((size_t)a->outputs * number),
-                             .map = dev_alloc(most),
-                             .small = dev_alloc(most),
-                             .low = dev_alloc(number),
-                             .high = dev_alloc(number),
-                             .x = dev_alloc(input),
-                             .sum = dev_alloc(input),
-                             .score = dev_alloc(number),
-                             .occluded = dev_alloc(number),
-                             .delta = dev_alloc_host(number)};
+    AttributionLane w = {.target = dev_alloc(B * sizeof(int32_t)),
+                         .against = dev_alloc(B * sizeof(int32_t)),
+                         .steps = dev_alloc(B * sizeof(int32_t)),
+                         .seed = dev_alloc((size_t)a->outputs * number),
+                         .map = dev_alloc(most),
+                         .small = dev_alloc(most),
+                         .low = dev_alloc(number),
+                         .high = dev_alloc(number),
+                         .x = dev_alloc(input),
+                         .sum = dev_alloc(input),
+                         .score = dev_alloc(number),
+                         .occluded = dev_alloc(number),
+                         .delta = dev_alloc_host(number)};
+    attribution_evidence_new(&w, a);
+    return w;
 }
 
 void attribution_lane_free(AttributionLane *w) {
@@ -143,6 +152,7 @@ void attribution_lane_free(AttributionLane *w) {
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         dev_free(device[i]);
     dev_free_host(w->delta);
+    attribution_evidence_free(w);
 }
 
 /* ---- The methods ------------------------------------------------------------------------------------------------ */
@@ -176,6 +186,13 @@ static const float *gradient_pass(const Batch *b, bool guided) {
     return graph_gradient(b->plan, b->lane, 0);
 }
 
+/* large (B, pixels) <- the class activation map in w->map, which may be the same. */
+static void make_large(const Batch *b, const Method *method, float *large) {
+    const int B = b->a->B, H = shape_height(method->layer), W = shape_width(b->a->job->model->graph->nodes[0].shape);
+    k_axis_forward(b->lane, method->columns, b->w->small, b->w->map, (int64_t)B * H, 1);
+    k_axis_forward(b->lane, method->rows, large, b->w->small, B, W);
+}
+
 static void class_activation(const Batch *b, const Method *method) {
     static const CamKind kinds[] = {[METHOD_GRADCAM] = CAM_GRAD,
                                     [METHOD_GRADCAM_PLUS] = CAM_GRAD_PLUS,
@@ -186,10 +203,8 @@ static void class_activation(const Batch *b, const Method *method) {
     AttributionLane *w = b->w;
     k_cam(b->lane, w->map, kinds[method->kind], graph_value(b->plan, b->lane, method->node),
           graph_gradient(b->plan, b->lane, method->node), B, shape_channels(s), H, W);
-    if (method->rows) {
-        k_axis_forward(b->lane, method->columns, w->small, w->map, (int64_t)B * H, 1);
-        k_axis_forward(b->lane, method->rows, w->map, w->small, B, method->map[2]);
-    }
+    if (method->map[1] != H || method->map[2] != W)
+        make_large(b, method, w->map);
 }
 
 static void integrate(const Batch *b) {
@@ -287,14 +302,26 @@ static const float *map_of(const Batch *b, const Method *method) {
     return w->map;
 }
 
+/* As large as the image and of one channel, for the evidence: with several, their sum. */
+static void keep_plane(const Batch *b, const Method *method, const float *map) {
+    const Attribution *a = b->a;
+    float *plane = b->w->planes + (method - a->methods) * a->B * a->pixels;
+    if (method->rows && (int64_t)method->map[1] * method->map[2] != a->pixels)
+        make_large(b, method, plane);
+    else
+        k_channel_sum(b->lane, plane, map, a->B, method->map[0], a->pixels);
+}
+
 static void run_method(const Batch *b, const Method *method, char *const rows[METHOD_PARTS]) {
     AttributionLane *w = b->w;
-    const bool bounds = method->parts == 3 && method->kind != METHOD_INTEGRATED_GRADIENTS;
+    const bool bounds = method->maps == 3 && method->kind != METHOD_INTEGRATED_GRADIENTS;
     const float *map = map_of(b, method);
+    if (attribution_has_evidence(b->a))
+        keep_plane(b, method, map);
     if (bounds)
         k_normalise(b->lane, w->map, w->low, w->high, b->a->B, (int64_t)method->map[1] * method->map[2]);
-    const void *const parts[METHOD_PARTS] = {map, w->low, bounds ? (void *)w->high : (void *)w->steps};
-    for (int i = 0; i < method->parts; i++)
+    const void *const parts[METHOD_MAPS] = {map, w->low, bounds ? (void *)w->high : (void *)w->steps};
+    for (int i = 0; i < method->maps; i++)
         lane_download(b->lane, rows[i], parts[i], (size_t)b->count * method->bytes[i]);
 }
 
@@ -320,4 +347,6 @@ void attribution_batch(const Attribution *a, AttributionLane *w, const Attributi
     for (int m = 0; m < a->count; m++)
         if (a->methods[m].kind >= METHOD_GUIDED_BACKPROP)
             run_method(&b, &a->methods[m], to->rows[m]);
+    if (attribution_has_evidence(a))
+        attribution_evidence(a, w, to, plan, lane, count);
 }

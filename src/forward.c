@@ -29,6 +29,12 @@ static void want_maps(Pass *pass, Attribution *attribution, const char *samples)
             pass->targets[end]->var = var;
         }
     }
+    const int agreement = attribution_declare_agreement(attribution, samples, length);
+    if (agreement >= 0) {
+        const size_t pairs = (size_t)attribution->count * (size_t)attribution->count;
+        pass->agreement = pass_stream(pass, NULL, pairs * sizeof(float), 0, length);
+        pass->agreement->var = agreement;
+    }
     for (int m = 0; m < attribution->count; m++) {
         const Method *method = &attribution->methods[m];
         int variables[METHOD_PARTS];

@@ -60,6 +60,8 @@ typedef struct {
     double smoothgrad_noise;
     int occlusion_window, occlusion_stride; /* 0: by the images' size */
     const char *cam_resolution;             /* "layer" or "image" */
+    List evidence;                          /* count 0: none */
+    int evidence_steps;
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */

@@ -264,6 +264,8 @@
  *         :option_occlusion_window = "0" ;
  *         :option_occlusion_stride = "0" ;
  *         :option_cam_resolution = "layer" ;
+ *         :option_evidence = "default" ;
+ *         :option_evidence_steps = "20" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
  *         :option_keep_maps = "default" ;

@@ -164,6 +164,8 @@ static void attribute_batch(const Pass *pass, struct LaneWork *w, int64_t positi
         to.target = stream_row(pass, pass->targets[0], position);
     if (pass->targets[1])
         to.against = stream_row(pass, pass->targets[1], position);
+    if (pass->agreement)
+        to.agreement = stream_row(pass, pass->agreement, position);
     for (int m = 0; m < a->count; m++)
         for (int i = 0; i < a->methods[m].parts; i++)
             to.rows[m][i] = stream_row(pass, pass->maps[m][i], position);

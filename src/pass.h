@@ -19,7 +19,7 @@ typedef struct {
     char *rows;       /* host, (round samples, row_bytes) */
 } Stream;
 
-enum { STREAMS_MAX = 4 * LIST_MAX + 6 };
+enum { STREAMS_MAX = (METHOD_PARTS + 1) * LIST_MAX + 7 };
 enum { PASS_READ, PASS_COMPUTE, PASS_WRITE, PASS_PARTS }; /* what its seconds are of: run_seconds_NAME_PART */
 
 typedef struct {
@@ -44,6 +44,7 @@ typedef struct {
     Stream *features[LIST_MAX];          /* per entry of --feature-maps */
     int feature_nodes[LIST_MAX], feature_count;
     Stream *targets[2];          /* of attribution: that looked at, that compared with; NULL: not kept */
+    Stream *agreement;           /* of its methods; NULL: not asked for */
     Attribution *attribution;    /* NULL: none */
     const Layers *layers; /* NULL: no features kept */
 

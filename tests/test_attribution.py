@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from program import BINARY, GOLDEN, IMAGES, LABELS, MODEL, raw, read, relative_errors, run, succeed, values
 from test_ranks import assert_same_result
@@ -209,13 +210,78 @@ def test_mean_of_floats(tmp_path):
     assert_close(one, file, 1e-5, 1e-2)
 
 
+# ---- Evidence ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["color", "binary"])
+def test_deletion_and_insertion_by_running_such_images(result, tmp_path, name):
+    """The images taken apart here, and the program's own logits of them."""
+    steps, methods = 5, ("saliency_signed", "integrated_gradients")
+    got = values(result(name, "--baseline", 51, "--attribution", ",".join(methods), "--evidence",
+                        "insertion,deletion", "--evidence-steps", steps))
+    image = got["image"]
+    cuts = [round(k * image[0, 0].size / steps) for k in range(steps + 1)]
+    pictures = []
+    for method in methods:
+        plane = got[method][:, 0]
+        for channel in range(1, image.shape[1]):
+            plane = plane + got[method][:, channel]
+        order = np.argsort(-plane.reshape(N, -1), 1, kind="stable")
+        for insertion in (False, True):
+            for cut in cuts:
+                first = np.zeros((N, image[0, 0].size), bool)
+                np.put_along_axis(first, order[:, :cut], True, 1)
+                present = (first == insertion).reshape(N, 1, *image.shape[2:])
+                pictures.append(np.where(present, image, 51))
+    np.save(tmp_path / "pictures.npy", np.concatenate(pictures).astype(np.uint8))
+    words = list(NETWORKS[name])
+    words[3] = tmp_path / "pictures.npy"
+    logits = values(succeed(tmp_path / "r.nc", *words, "--attribution", "none", "--tsne", 0, "--pca", 0))["logits"]
+    logits = logits.astype(np.float64).reshape(len(methods), 2, steps + 1, N, -1)
+    odds = np.exp(logits - logits.max(-1, keepdims=True))
+    chosen = got["prediction"] if logits.shape[-1] > 1 else np.zeros(N, int)
+    probability = (odds / odds.sum(-1, keepdims=True))[..., np.arange(N), chosen] if logits.shape[-1] > 1 \
+        else 1 / (1 + np.exp(-logits[..., 0]))
+    area = ((probability[:, :, 1:] + probability[:, :, :-1]) / 2).mean(2)
+    for i, method in enumerate(methods):
+        np.testing.assert_allclose(got[f"{method}_deletion"], area[i, 0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[f"{method}_insertion"], area[i, 1], rtol=1e-5, atol=1e-6)
+    assert np.abs(area[:, 0] - area[:, 1]).max() > 1e-3
+
+
+def test_sparseness_and_agreement(result, golden):
+    """By numpy and scipy; class activation maps as large as the image, ties (zeros) among their values."""
+    methods = ("saliency_signed", "occlusion", "gradcam", "layercam:relu1")
+    path = result("color", "--attribution", ",".join(methods), "--evidence", "sparseness,agreement", "--cam-resolution",
+                  "image")
+    got, names = values(path), read(path)[0]["attribution_agreement"].attributes["attributions"].split()
+    assert names == ["saliency_signed", "occlusion", "gradcam", "layercam_relu1"]
+    maps = [got[n].astype(np.float64) for n in names]
+    maps = [m.sum(1) if m.ndim == 4 else m for m in maps]
+    for name, map in zip(names, maps):
+        low = got[f"{name}_low"][:, None, None] if f"{name}_low" in got else 0
+        high = got[f"{name}_high"][:, None, None] if f"{name}_low" in got else 1
+        a = np.sort(np.abs(map * (high - low) + low).reshape(N, -1), 1)
+        n = a.shape[1]
+        gini = ((2 * np.arange(1, n + 1) - n - 1) * a).sum(1) / (n * a.sum(1))
+        np.testing.assert_allclose(got[f"{name}_sparseness"], gini, atol=1e-5)
+    for i, one in enumerate(maps):
+        for j, other in enumerate(maps):
+            expected = [spearmanr(one[k], other[k], axis=None).statistic for k in range(N)]
+            np.testing.assert_allclose(got["attribution_agreement"][:, i, j], expected, atol=2e-4)
+    plain = values(result("color", "--attribution", ",".join(methods), "--evidence", "agreement,sparseness"))
+    for name in ("attribution_agreement", "gradcam_sparseness"):
+        assert np.array_equal(plain[name], got[name])  # at the layer's resolution in the file
+
+
 # ---- Bits, choices, mistakes -------------------------------------------------------------------------------------------
 
 
 def test_same_bits_for_ranks_threads_and_batches(few, tmp_path):
     common = ("--model", MODEL, "--images", few[0], "--labels", few[1], "--samples", 37, "--tsne", 0, "--attribution",
               "saliency,gradcam++:relu1,layercam,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
-              "label:runner-up", "--baseline", "mean", "--ig-steps", 7, "--smoothgrad-draws", 3)
+              "label:runner-up", "--baseline", "mean", "--ig-steps", 7, "--smoothgrad-draws", 3, "--evidence",
+              "deletion,insertion,sparseness,agreement", "--evidence-steps", 4)
     results = [read(succeed(tmp_path / f"{i}.nc", *common, "--batch", batch, "--threads", threads, ranks=ranks))
                for i, (ranks, threads, batch) in enumerate(((1, 1, 8), (2, 2, 8), (3, 1, 5), (1, 2, 40)))]
     for other in results[1:]:
@@ -249,6 +315,7 @@ def test_chosen_samples_have_the_same_maps(tmp_path):
     ("target", "predicted:", "expected"),
     ("ig-rule", "simpson", "riemann_middle"),
     ("cam-resolution", "screen", "layer or image"),
+    ("evidence", "truth", "sparseness"),
     ("occlusion-window", 19, "18"),
     ("baseline", "absent.npy", "absent.npy"),
 ])

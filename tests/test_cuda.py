@@ -38,7 +38,8 @@ JOBS = {
     "attribution": (*RESNET, "--attribution", "saliency,saliency_squared,input_x_gradient,gradcam,gradcam++,hirescam,"
                     "layercam:layer1_0_relu_1,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
                     "predicted:runner-up", "--baseline", "mean", "--ig-steps", 3, "--smoothgrad-draws", 2,
-                    "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--tsne", 0),
+                    "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--evidence",
+                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -112,6 +113,10 @@ def test_attribution(pair):
         errors = np.abs(one - other) / np.where(largest > 0, largest, 1)
         assert np.quantile(errors, 0.98) < 1e-4 and np.median(errors.reshape(len(errors), -1).max(1)) < 1e-3, name
     assert relative_error(cuda["integrated_gradients_delta"], cpu["integrated_gradients_delta"]) < 1e-2
+    for name in ("saliency_sparseness", "gradcam_sparseness", "occlusion_sparseness"):
+        np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
+    for name in ("attribution_agreement", "integrated_gradients_deletion"):
+        assert np.quantile(np.abs(cuda[name] - cpu[name]), 0.95) < 1e-2, name
     for name in ("attribution_target", "attribution_target_against", "integrated_gradients_steps"):
         assert np.array_equal(cuda[name], cpu[name]), name
 
