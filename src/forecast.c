@@ -108,12 +108,12 @@ static void plan_network(Forecast *f, Arena *arena) {
     const int64_t before = arena_process_bytes(false);
     pass_plan(f->network.first);
     f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
-    f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
+    f->lane_bytes = (double)f->network.first->lanes * (double)pass_lane_bytes(f->network.first);
     graph_plan_free(f->network.first->plan);
     if (f->network.second) {
         pass_plan(f->network.second);
         f->lane_bytes =
-            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
+            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)pass_lane_bytes(f->network.second));
         graph_plan_free(f->network.second->plan);
     }
 }

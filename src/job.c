@@ -181,6 +181,13 @@ static void open_labels(Job *job) {
         job->predictions = read_categories(job, open_vector(job, o->predictions, in_file, data->spec), 0);
 }
 
+/* The file that --baseline names; NULL: none. */
+static const char *baseline_file(const Options *o) {
+    double value;
+    const bool word = !o->baseline || strcmp(o->baseline, "zero") == 0 || strcmp(o->baseline, "mean") == 0;
+    return word || parse_double(o->baseline, &value) ? NULL : o->baseline;
+}
+
 static void hash_inputs(Job *job) {
     const Options *o = job->options;
     const Dataset *largest = job->input ? job->input : job->images;
@@ -204,7 +211,8 @@ static void hash_inputs(Job *job) {
         {o->predictions, job->predictions_sha256, NULL},
         {o->category_names, job->category_names_sha256, NULL},
         {o->sample_names, job->sample_names_sha256, NULL},
-        {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key}};
+        {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key},
+        {baseline_file(o), job->baseline_sha256, &job->baseline_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {
             const char *path = dataset_path(job->arena, others[i].spec);
@@ -215,7 +223,8 @@ static void hash_inputs(Job *job) {
 }
 
 void job_open(Job *job, Options *options) {
-    *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = ""};
+    *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = "",
+                  .baseline_key = ""};
     if (!error_caught())
         open_data(job);
     comm_all_ok();
@@ -237,6 +246,7 @@ void job_open(Job *job, Options *options) {
     comm_broadcast(job->labels_sha256, sizeof job->labels_sha256);
     comm_broadcast(job->predictions_sha256, sizeof job->predictions_sha256);
     comm_broadcast(job->init_sha256, sizeof job->init_sha256);
+    comm_broadcast(job->baseline_sha256, sizeof job->baseline_sha256);
     int64_t categories = job->categories;
     for (int64_t i = 0; categories == 0 && i < job->shard.count; i++) {
         if (job->labels && job->labels[i] >= job->categories)

@@ -30,8 +30,8 @@ typedef struct {
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
     char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
-        init_sha256[65];               /* "" = none */
-    const char *labels_key, *init_key; /* what follows the file's name in these specs; rank 0's */
+        init_sha256[65], baseline_sha256[65]; /* "" = none */
+    const char *labels_key, *init_key, *baseline_key; /* what follows the file's name in these specs; rank 0's */
     char category_names_sha256[65], sample_names_sha256[65]; /* rank 0's */
     Output *output;
     Checkpoint *checkpoint; /* NULL without --checkpoint */

@@ -45,7 +45,8 @@ static void put_globals(Job *job) {
         {"map_sha256", job->map_sha256},
         {"labels_sha256", job->labels_sha256},
         {"predictions_sha256", job->predictions_sha256},
-        {"init_sha256", job->init_sha256}};
+        {"init_sha256", job->init_sha256},
+        {"baseline_sha256", job->baseline_sha256}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (texts[i].value[0])
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
@@ -84,7 +85,9 @@ static struct Lines describe(Job *job) {
                  {"labels_sha256", job->labels_sha256},
                  {"labels_key", job->labels_key},
                  {"init_sha256", job->init_sha256},
-                 {"init_key", job->init_key}};
+                 {"init_key", job->init_key},
+                 {"baseline_sha256", job->baseline_sha256},
+                 {"baseline_key", job->baseline_key}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         put_line(&lines, texts[i].name, texts[i].value);
     options_describe(job->options, put_line, &lines);

@@ -103,7 +103,31 @@ static const Row table[] = {
     {"keep-neighbors", KIND_FLAG, FIELD(keep_neighbors), NULL, 0, 0, ALL, false, NULL,
      "who they are, and their distances, into the file"},
     {"attribution", KIND_LIST, FIELD(attribution), NULL, 0, 0, COMMAND_RUN, true, "M[:L][,...]",
-     "saliency (default), gradcam, gradcam:LAYER, none"},
+     "saliency (default), gradcam, gradcam:LAYER, integrated_gradients, ...: see Attribution below; none"},
+    {"target", KIND_TEXT, FIELD(target), "predicted", 0, 0, COMMAND_RUN, true, "T[:T]",
+     "whose logit that looks at: predicted, label, runner-up, a category's number; A:B: A's less B's"},
+    {"baseline", KIND_TEXT, FIELD(baseline), "zero", 0, 0, COMMAND_RUN, true, "zero|mean|V|FILE",
+     "image to compare with: zero input, mean image, all pixels V, or a file's"},
+    {"ig-steps", KIND_INT, FIELD(ig_steps), "50", 1, 10000, COMMAND_RUN, true, "N",
+     "points on the path of integrated gradients"},
+    {"ig-rule", KIND_TEXT, FIELD(ig_rule), "gausslegendre", 0, 0, COMMAND_RUN, true, "RULE",
+     "gausslegendre, riemann_left, riemann_middle or riemann_right"},
+    {"ig-tolerance", KIND_DOUBLE, FIELD(ig_tolerance), NULL, 1e-6, 1e9, COMMAND_RUN, true, "T",
+     "double the steps, up to 16 times, of samples whose sum misses the logit's difference by more"},
+    {"smoothgrad-draws", KIND_INT, FIELD(smoothgrad_draws), "25", 1, 100000, COMMAND_RUN, true, "N",
+     "noisy copies of each sample"},
+    {"smoothgrad-noise", KIND_DOUBLE, FIELD(smoothgrad_noise), "0.15", 0, 100, COMMAND_RUN, true, "F",
+     "its standard deviation, in units of the sample's range"},
+    {"occlusion-window", KIND_INT, FIELD(occlusion_window), NULL, 1, 65536, COMMAND_RUN, true, "N",
+     "rows and columns hidden at a time; default: a quarter of the shorter side"},
+    {"occlusion-stride", KIND_INT, FIELD(occlusion_stride), NULL, 1, 65536, COMMAND_RUN, true, "N",
+     "from one window to the next; default: half a window"},
+    {"cam-resolution", KIND_TEXT, FIELD(cam_resolution), "layer", 0, 0, COMMAND_RUN, true, "layer|image",
+     "of class activation maps; image: bilinear"},
+    {"evidence", KIND_LIST, FIELD(evidence), NULL, 0, 0, COMMAND_RUN, true, "E[,...]",
+     "for the maps of each sample: deletion, insertion, sparseness, agreement; default: none"},
+    {"evidence-steps", KIND_INT, FIELD(evidence_steps), "20", 1, 10000, COMMAND_RUN, true, "N",
+     "in which pixels are deleted and inserted"},
     {"feature-maps", KIND_LIST, FIELD(feature_maps), NULL, 0, 0, COMMAND_RUN, true, "L[:A:B][,...]",
      "of file positions A to B, else of the first sample; default: first convolution; none"},
     {"filters", KIND_LIST, FIELD(filters), NULL, 0, 0, COMMAND_RUN, true, "L[,...]",
@@ -337,6 +361,11 @@ static void check(Options *o) {
     if (o->keep_maps && strcmp(o->keep_maps, "all") != 0 && strcmp(o->keep_maps, "chosen") != 0 &&
         strcmp(o->keep_maps, "none") != 0)
         die_usage("--keep-maps %s: expected all, chosen or none", o->keep_maps);
+    if (strcmp(o->ig_rule, "gausslegendre") != 0 && strcmp(o->ig_rule, "riemann_left") != 0 &&
+        strcmp(o->ig_rule, "riemann_middle") != 0 && strcmp(o->ig_rule, "riemann_right") != 0)
+        die_usage("--ig-rule %s: expected gausslegendre, riemann_left, riemann_middle or riemann_right", o->ig_rule);
+    if (strcmp(o->cam_resolution, "layer") != 0 && strcmp(o->cam_resolution, "image") != 0)
+        die_usage("--cam-resolution %s: expected layer or image", o->cam_resolution);
     if (o->tsne == 1)
         die_usage("--tsne 1: expected 2 or 3 dimensions, or 0 for none");
     if (strcmp(o->schedule, "sklearn") != 0 && strcmp(o->schedule, "fast") != 0)

@@ -63,6 +63,17 @@ typedef struct {
     const char *dot; /* of `inspect`; NULL: not wanted */
 
     List attribution, feature_maps, filters; /* count 0: not given */
+    const char *target;                      /* "predicted" ..., or two, A:B */
+    const char *baseline;                    /* "zero", "mean", a number or a file */
+    int ig_steps;
+    const char *ig_rule;
+    double ig_tolerance; /* 0: none */
+    int smoothgrad_draws;
+    double smoothgrad_noise;
+    int occlusion_window, occlusion_stride; /* 0: by the images' size */
+    const char *cam_resolution;             /* "layer" or "image" */
+    List evidence;                          /* count 0: none */
+    int evidence_steps;
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */

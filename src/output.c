@@ -263,6 +263,18 @@
  *         :option_seed = "0" ;
  *         :option_neighbors = "15" ;
  *         :option_attribution = "saliency,gradcam:conv2" ;
+ *         :option_target = "predicted" ;
+ *         :option_baseline = "zero" ;
+ *         :option_ig_steps = "50" ;
+ *         :option_ig_rule = "gausslegendre" ;
+ *         :option_ig_tolerance = "0" ;
+ *         :option_smoothgrad_draws = "25" ;
+ *         :option_smoothgrad_noise = "0.14999999999999999" ;
+ *         :option_occlusion_window = "0" ;
+ *         :option_occlusion_stride = "0" ;
+ *         :option_cam_resolution = "layer" ;
+ *         :option_evidence = "default" ;
+ *         :option_evidence_steps = "20" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
  *         :option_keep_maps = "default" ;
@@ -383,7 +395,7 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
         "data",       "min",      "max",     "sum",   "var",         "all",           "any",
-        "confusion"};
+        "confusion",  "occlusion", "smoothgrad"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);

@@ -17,7 +17,7 @@ typedef struct {
     float *rows; /* device, (shard.count, width) */
 } Matrix;
 
-/* ---- The network (forward.c, attribution.c) --------------------------------------------------------------------- */
+/* ---- The network (forward.c, chosen.c) --------------------------------------------------------------------- */
 
 typedef struct {
     int count;
@@ -43,30 +43,10 @@ void matrix_free(Matrix *matrix);
 /* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result. */
 Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
 
-typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
-
-typedef struct {
-    MethodKind kind;
-    int node;           /* whose value or gradient is looked at; the input for saliency */
-    Shape layer;        /* of that node; the map is its height and width */
-    char variable[128]; /* in the results file */
-} Method;
-
-/* --attribution, or its default; gives the number of methods. Exits 2 on an unknown one. */
-int attribution_methods(Method **methods, const Job *job);
-
-/* Declares map, low and high over the dimension `samples`, and gives their variables. */
-void attribution_declare(int variables[3], const Job *job, const Method *method, const char *samples, int64_t length);
-
-void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
-
-/* Device: map (B,H,W), low (B), high (B), of a batch that went forward and backward. */
-void attribution_batch(float *map, float *low, float *high, const Method *method, const Plan *plan, Lane *lane, int B);
-
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
  * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
-int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
-int64_t attribution_most_chosen(const Job *job); /* their number, at most */
+int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs);
+int64_t chosen_most(const Job *job); /* their number, at most */
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
 

@@ -35,7 +35,8 @@ JOBS = {  # what takes their time
     "forward": (*MNIST, "--samples", 4000, "--tsne", 0, "--embed", "gap,pool2", "--attribution",
                 "saliency,gradcam:conv1,gradcam:conv2", "--feature-maps", "conv1:0:2000,relu2:1000:1010"),
     "chosen maps": (*MNIST, "--samples", 3000, "--tsne", 0, "--keep-maps", "chosen", "--attribution",
-                    "saliency,gradcam:conv1"),
+                    "saliency,gradcam:conv1,smoothgrad,integrated_gradients", "--smoothgrad-draws", 4, "--ig-steps", 10,
+                    "--baseline", "mean", "--target", "label:runner-up"),
     "embed": ("embed", "--input", "{features}", "--labels", "{labels}", "--pre-pca", 20, "--tsne-samples", 1500,
               "--max-iter", 250, "--exaggeration-iter", 50, "--init", "random"),
 }

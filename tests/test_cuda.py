@@ -37,6 +37,11 @@ JOBS = {
     "3-D": ("embed", "--input", "{features}", "--pre-pca", 20, "--tsne", 3, "--max-iter", 60, "--exaggeration-iter", 30),
     "several maps": ("embed", "--input", "{features}", "--perplexity", "5,3+40", "--runs", 2, "--max-iter", 10),
     "place": ("place", "--map", "{map}", "--input", "{features}", "--samples", "200:257", "--keep-neighbors"),
+    "attribution": (*RESNET, "--attribution", "saliency,saliency_squared,input_x_gradient,gradcam,gradcam++,hirescam,"
+                    "layercam:layer1_0_relu_1,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
+                    "predicted:runner-up", "--baseline", "mean", "--ig-steps", 3, "--smoothgrad-draws", 2,
+                    "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--evidence",
+                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -102,6 +107,25 @@ def test_network(pair, job):
     for name in ("saliency", "gradcam"):
         errors = relative_errors(raw(cuda, name), raw(cpu, name))
         assert (errors > 1e-4).sum() <= len(errors) // 100, (name, np.sort(errors)[-4:])
+
+
+def test_attribution(pair):
+    """As above, of each value: a tie may change a few pixels of a map."""
+    cuda, cpu = pair("attribution")
+    names = ("saliency", "saliency_squared", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam",
+             "layercam_layer1_0_relu_1", "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
+    for name in names:
+        one, other = (raw(x, name) if f"{name}_low" in x else x[name] for x in (cuda, cpu))
+        largest = np.abs(other).reshape(len(other), -1).max(1).reshape(-1, *[1] * (other.ndim - 1))
+        errors = np.abs(one - other) / np.where(largest > 0, largest, 1)
+        assert np.quantile(errors, 0.98) < 1e-4 and np.median(errors.reshape(len(errors), -1).max(1)) < 1e-3, name
+    assert relative_error(cuda["integrated_gradients_delta"], cpu["integrated_gradients_delta"]) < 1e-2
+    for name in ("saliency_sparseness", "gradcam_sparseness", "occlusion_sparseness"):
+        np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
+    for name in ("attribution_agreement", "integrated_gradients_deletion"):
+        assert np.quantile(np.abs(cuda[name] - cpu[name]), 0.95) < 1e-2, name
+    for name in ("attribution_target", "attribution_target_against", "integrated_gradients_steps"):
+        assert np.array_equal(cuda[name], cpu[name]), name
 
 
 def test_pca(pair):

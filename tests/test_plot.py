@@ -194,6 +194,28 @@ def test_samples(tmp_path):
     assert "Grad-CAM of conv2" in drawn["gradcam"].get_suptitle()
 
 
+def test_methods_side_by_side(tmp_path):
+    """With more maps than saliency and Grad-CAM, a row of all of them for each sample, with its evidence."""
+    make_result(tmp_path / "a.nc", samples=60)
+    ds = cnnscope.open_result(tmp_path / "a.nc").load()
+    signed = np.random.default_rng(0).normal(size=(60, 3, 20, 24)).astype(np.float32)
+    ds["integrated_gradients"] = (("sample", "rgb", "y", "x"), signed)
+    ds["integrated_gradients_delta"] = ("sample", signed[:, 0, 0, 0])
+    ds["gradcam_plus_plus"] = ds.gradcam.copy()
+    ds["gradcam_plus_plus_low"] = ds.gradcam_low
+    ds["saliency_deletion"] = ("sample", np.linspace(0, 1, 60))
+    names = plot.attribution_names(ds)
+    assert names == ["saliency", "gradcam", "integrated_gradients", "gradcam_plus_plus"]
+    drawn = dict(plot.figures(ds, [3, 59]))
+    assert "gradcam_plus_plus" not in drawn and {"gradcam", "saliency"} <= set(drawn)
+    axes = drawn["methods"].axes
+    assert len(axes) == 2 * 5 and axes[1].get_title() == "saliency\ndeletion 0.05" and axes[6].get_title() == "deletion 1.00"
+    red_and_blue = axes[8].images[0]
+    np.testing.assert_array_equal(red_and_blue.get_array(), signed[59].sum(0))
+    assert red_and_blue.get_clim() == (-np.abs(signed[59].sum(0)).max(), np.abs(signed[59].sum(0)).max())
+    np.testing.assert_array_equal(axes[7].images[0].get_array(), ds.gradcam[59])
+
+
 def test_asked_samples_fill_pages(tmp_path):
     asked = list(range(5, 30))
     _, _, drawn = draw(tmp_path, shown=asked, samples=40)
