@@ -66,19 +66,25 @@ static void predict(void *what) {
 
 static void seed(void *what) {
     Ends *e = what;
-    k_seed(e->lane, e->logits, e->prediction, B, CATEGORIES);
+    k_seed(e->lane, e->logits, e->prediction, NULL, B, CATEGORIES);
     lane_sync(e->lane);
 }
 
 static void saliency(void *what) {
     Ends *e = what;
-    k_saliency(e->lane, e->map, e->low, e->high, e->gradient, B, C, SIDE, SIDE);
+    k_saliency(e->lane, e->map, e->gradient, B, C, SIDE, SIDE);
     lane_sync(e->lane);
 }
 
 static void gradcam(void *what) {
     Ends *e = what;
-    k_gradcam(e->lane, e->map, e->low, e->high, e->value, e->gradient, B, C, SIDE, SIDE);
+    k_cam(e->lane, e->map, CAM_GRAD, e->value, e->gradient, B, C, SIDE, SIDE);
+    lane_sync(e->lane);
+}
+
+static void normalise(void *what) {
+    Ends *e = what;
+    k_normalise(e->lane, e->map, e->low, e->high, B, SIDE * SIDE);
     lane_sync(e->lane);
 }
 
@@ -99,6 +105,7 @@ static void time_ends(void) {
     line("pixels of bytes, 8 x 16 x 56 x 56", input, &e, 0, 5 * map * 16);
     line("saliency, 8 x 64 x 56 x 56", saliency, &e, 0, 4 * all + 4 * map);
     line("Grad-CAM, 8 x 64 x 56 x 56", gradcam, &e, 0, 8 * all + 4 * map);
+    line("maps to 0..1, 8 x 56 x 56", normalise, &e, 0, 8 * map);
     line("predictions, 8 x 1000", predict, &e, 0, 4 * logits);
     line("seeds, 8 x 1000", seed, &e, 0, 4 * logits);
     void *all_of_them[] = {e.value, e.gradient, e.map, e.low, e.high, e.logits, e.prediction};
