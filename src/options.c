@@ -155,7 +155,7 @@ static const Row table[] = {
 /* Measured, with momentum and learning rate of src/tsne.c: see README. */
 enum { FAST_ITERATIONS = 500, FAST_EXAGGERATION_ITERATIONS = 60 };
 
-enum { ROWS = sizeof table / sizeof table[0] };
+enum { ROWS = sizeof table / sizeof table[0], FIRST_CODE = 256 };
 
 static const char usage[] =
     "cnnscope: what did this network learn? Logits, features, saliency, Grad-CAM, PCA and exact t-SNE of a whole test\n"
@@ -400,7 +400,7 @@ void options_parse(Options *options, int argc, char **argv) {
         int argument = table[i].kind == KIND_FLAG    ? no_argument
                        : table[i].kind == KIND_COUNT ? optional_argument
                                                      : required_argument;
-        names[i] = (struct option){table[i].name, argument, NULL, i + 1};
+        names[i] = (struct option){table[i].name, argument, NULL, FIRST_CODE + i}; /* no character of getopt's own */
         if (table[i].initial)
             set(options, &table[i], table[i].initial);
     }
@@ -427,7 +427,7 @@ void options_parse(Options *options, int argc, char **argv) {
             die_usage("%s: unknown option; see cnnscope --help", word);
         if (code == ':')
             die_usage("%s: its value is missing", word);
-        const Row *row = &table[code - 1];
+        const Row *row = &table[code - FIRST_CODE];
         if (!(row->commands & (int)options->command))
             die_usage("--%s: not an option of `cnnscope%s%s`; see cnnscope --help", row->name, first == 2 ? " " : "",
                       first == 2 ? argv[1] : "");
