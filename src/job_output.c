@@ -23,15 +23,18 @@ struct Lines {
 
 static void put_globals(Job *job) {
     Output *out = job->output;
+    const bool placing = job->options->command == COMMAND_PLACE;
     const struct {
         const char *name, *value;
     } texts[] = {
-        {"title", job->model ? "What a trained network computes for a test set"
+        {"title", placing      ? "New samples in a stored map"
+                  : job->model ? "What a trained network computes for a test set"
                   : job->map ? "How far a map can be trusted"
                              : "Maps of a feature matrix"},
         {"Conventions", "CF-1.11, ACDD-1.3"},
         {"summary",
-         job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+         placing      ? "Places of samples in a t-SNE map of others, one row a sample"
+         : job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
          : job->map ? "Measures of a map against the features it was made of, one row a sample"
                     : "Principal components and exact t-SNE map, one row a sample"},
         {"source", "cnnscope " CNNSCOPE_VERSION},
@@ -42,7 +45,8 @@ static void put_globals(Job *job) {
         {"map_sha256", job->map_sha256},
         {"labels_sha256", job->labels_sha256},
         {"predictions_sha256", job->predictions_sha256},
-        {"init_sha256", job->init_sha256}};
+        {"init_sha256", job->init_sha256},
+        {"baseline_sha256", job->baseline_sha256}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (texts[i].value[0])
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
@@ -81,7 +85,9 @@ static struct Lines describe(Job *job) {
                  {"labels_sha256", job->labels_sha256},
                  {"labels_key", job->labels_key},
                  {"init_sha256", job->init_sha256},
-                 {"init_key", job->init_key}};
+                 {"init_key", job->init_key},
+                 {"baseline_sha256", job->baseline_sha256},
+                 {"baseline_key", job->baseline_key}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         put_line(&lines, texts[i].name, texts[i].value);
     options_describe(job->options, put_line, &lines);

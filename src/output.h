@@ -46,6 +46,8 @@ void output_int32s(Output *output, int var, const char *name, const int32_t *val
 /* rows [first, first + count) along the first dimension, host, in the variable's type; each rank its own, none twice;
  * count may be 0. */
 void output_rows(Output *output, int var, int64_t first, int64_t count, const void *rows);
+/* Likewise along the second dimension, of entry `index` of the first. */
+void output_rows_of(Output *output, int var, int64_t index, int64_t first, int64_t count, const void *rows);
 void output_whole(Output *output, int var, const void *data); /* small; equal on every rank; rank 0 writes it */
 
 /* A layer's name in the file: '.' and other characters that are not letters, digits or '_' become '_'; a name that

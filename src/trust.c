@@ -33,10 +33,11 @@ static void judge_labels(Trust *t, int space);
 static void free_trust(Trust *t);
 
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count) {
-    const Options *o = job->options;
-    if (o->neighbors == 0 || x->shard.total < 2 || x->shard.total > INT32_MAX - TSNE_BLOCK)
-        return;
     Trust t = {.job = job, .arena = arena_new(), .shard = x->shard, .keep = keep};
+    if (!trust_begin(&t)) {
+        arena_free(t.arena);
+        return;
+    }
     char stage[128];
     snprintf(stage, sizeof stage, "trust %s", layer);
     open_trust(&t, layer, x, maps, count);
@@ -78,17 +79,24 @@ static int pairs_per_row(int64_t N) {
     return (int)(N <= PAIRS_ALL ? N / 2 : (PAIRS_SAMPLED + N - 1) / N);
 }
 
-static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
-    const int64_t N = x->shard.total;
+bool trust_begin(Trust *t) {
+    const int64_t N = t->shard.total;
+    if (t->job->options->neighbors == 0 || N < 2 || N > INT32_MAX - TSNE_BLOCK)
+        return false;
     t->neighbors = t->job->options->neighbors < N ? t->job->options->neighbors : (int)N - 1;
     t->recalled = t->neighbors < RECALLED ? t->neighbors : RECALLED;
-    t->all_pairs = N <= PAIRS_ALL;
-    t->pairs_per_row = pairs_per_row(N);
-    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->firsts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     t->counts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     comm_all_gather(t->firsts, &t->shard.first, sizeof *t->firsts);
     comm_all_gather(t->counts, &t->shard.count, sizeof *t->counts);
+    return true;
+}
+
+static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
+    const int64_t N = x->shard.total;
+    t->all_pairs = N <= PAIRS_ALL;
+    t->pairs_per_row = pairs_per_row(N);
+    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->spaces = 1 + count;
     t->space[0] = (TrustSpace){.prefix = layer, .what = x->name, .x = x};
     for (int m = 0; m < count; m++)
@@ -126,9 +134,7 @@ static void gather_labels(Trust *t) {
     t->labels = t->categories > 0 ? all : NULL;
 }
 
-/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
- * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
-static double worst_penalty(int64_t N, int64_t K) {
+double trust_worst(int64_t N, int64_t K) {
     return K < N - K ? 0.5 * (double)K * (double)(2 * N - 3 * K - 1) : 0.5 * (double)(N - K) * (double)(N - K - 1);
 }
 
@@ -137,7 +143,7 @@ static double worst_penalty(int64_t N, int64_t K) {
 static void judge_map(Trust *t, int map) {
     const int K = t->neighbors, asked = K * (t->spaces - 1);
     const int64_t rows = t->shard.count;
-    const double worst = worst_penalty(t->shard.total, K);
+    const double worst = trust_worst(t->shard.total, K);
     TrustNumbers *n = &t->numbers[map];
     int64_t sums[3] = {0};
     for (int64_t i = 0; i < rows; i++) {

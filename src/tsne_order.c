@@ -16,8 +16,9 @@ enum { BLOCK = 16, ROUNDS = 4, SAMPLE = 2048, SUMS = 8 };
 typedef struct {
     const float *x;
     int width;
+    float scale;
     float *place; /* (points): along the axis of the part they are in */
-    float *axis, *next, *mean; /* (width) */
+    float *axis, *next, *mean; /* (width): of length `scale`; the next axis; of the points times scale */
 } Points;
 
 static void split(int64_t *order, int64_t count, const Points *points);
@@ -28,10 +29,11 @@ static float dot(const float *a, const float *b, int width);
 static void select_least(int64_t *order, int64_t count, int64_t least, const float *place);
 static bool before(const float *place, int64_t a, int64_t b);
 
-void tsne_order(int64_t *order, const float *x, int64_t count, int width) {
+void tsne_order(int64_t *order, const float *x, int64_t count, int width, float scale) {
     Arena *arena = arena_new();
     const Points points = {.x = x,
                            .width = width,
+                           .scale = scale,
                            .place = ARENA_ARRAY(arena, float, count, "order of points"),
                            .axis = ARENA_ARRAY(arena, float, width, "order of points"),
                            .next = ARENA_ARRAY(arena, float, width, "order of points"),
@@ -64,45 +66,45 @@ static void sort_by_number(int64_t *order, int64_t count) {
 }
 
 /* Places along the longest axis, nearly: a few rounds of the power method on the covariance of at most SAMPLE points,
- * from the dimension of largest variance. Numbers too large to square keep that dimension. */
+ * from the dimension of largest variance. */
 static void find_places(const int64_t *order, int64_t count, const Points *points) {
     const int width = points->width;
+    const float scale = points->scale;
     const int64_t step = (count + SAMPLE - 1) / SAMPLE;
     float *axis = points->axis, *next = points->next, *mean = points->mean;
     for (int k = 0; k < width; k++)
         mean[k] = next[k] = 0;
     for (int64_t i = 0; i < count; i += step)
         for (int k = 0; k < width; k++)
-            mean[k] += points->x[order[i] * width + k];
+            mean[k] += points->x[order[i] * width + k] * scale;
     for (int k = 0; k < width; k++)
         mean[k] /= (float)((count + step - 1) / step);
     for (int64_t i = 0; i < count; i += step)
         for (int k = 0; k < width; k++) {
-            float difference = points->x[order[i] * width + k] - mean[k];
+            float difference = points->x[order[i] * width + k] * scale - mean[k];
             next[k] += difference * difference;
         }
     const int widest = widest_dimension(points);
     for (int k = 0; k < width; k++)
-        axis[k] = k == widest;
+        axis[k] = k == widest ? scale : 0;
     for (int round = 0; round < ROUNDS && width > 1; round++) {
-        const float center = dot(mean, axis, width);
+        const float center = dot(mean, axis, width) / scale;
         for (int k = 0; k < width; k++)
             next[k] = 0;
         for (int64_t i = 0; i < count; i += step) {
             const float *x = points->x + order[i] * width;
             const float along = dot(x, axis, width) - center;
             for (int k = 0; k < width; k++)
-                next[k] += along * (x[k] - mean[k]);
+                next[k] += along * (x[k] * scale - mean[k]);
         }
         const float length = sqrtf(dot(next, next, width));
-        if (!(length > 0 && isfinite(length)))
+        if (!(length > 0))
             break;
         for (int k = 0; k < width; k++)
-            axis[k] = next[k] / length;
+            axis[k] = next[k] / length * scale;
     }
     for (int64_t i = 0; i < count; i++) {
-        const float place = dot(points->x + order[i] * width, axis, width);
-        points->place[order[i]] = isfinite(place) ? place : 0;
+        points->place[order[i]] = dot(points->x + order[i] * width, axis, width);
     }
 }
 

@@ -30,11 +30,13 @@ SEED = int(os.environ.get("CNNSCOPE_SEED", 1))
 MNIST = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS)
 SHORT = ("--max-iter", 120, "--exaggeration-iter", 50)
 JOBS = {  # what takes their time
-    "tsne": (*MNIST, "--samples", 1500, "--max-iter", 500, "--embed", "logits,gap", "--attribution", "saliency,gradcam"),
+    "tsne": (*MNIST, "--samples", 1500, "--max-iter", 1500, "--embed", "logits,gap", "--attribution",
+             "saliency,gradcam"),
     "forward": (*MNIST, "--samples", 4000, "--tsne", 0, "--embed", "gap,pool2", "--attribution",
                 "saliency,gradcam:conv1,gradcam:conv2", "--feature-maps", "conv1:0:2000,relu2:1000:1010"),
     "chosen maps": (*MNIST, "--samples", 3000, "--tsne", 0, "--keep-maps", "chosen", "--attribution",
-                    "saliency,gradcam:conv1"),
+                    "saliency,gradcam:conv1,smoothgrad,integrated_gradients", "--smoothgrad-draws", 4, "--ig-steps", 10,
+                    "--baseline", "mean", "--target", "label:runner-up"),
     "embed": ("embed", "--input", "{features}", "--labels", "{labels}", "--pre-pca", 20, "--tsne-samples", 1500,
               "--max-iter", 250, "--exaggeration-iter", 50, "--init", "random"),
 }
@@ -195,7 +197,7 @@ def test_nothing_is_computed_twice(result, tmp_path):
     stopped(tmp_path, words, "state-pca_gap-*.1")
     lines = go_on(tmp_path, words, ranks=3)
     assert any(re.match(r"forward +1500/1500 samples from the checkpoint", line) for line in lines), lines
-    assert any(re.match(r"tsne logits +500/500 iterations from the checkpoint", line) for line in lines), lines
+    assert any(re.match(r"tsne logits +1500/1500 iterations from the checkpoint", line) for line in lines), lines
     assert any(re.match(r"trust logits +1500/1500 samples from the checkpoint", line) for line in lines), lines
     assert not any(re.match("affinities logits|(tsne|trust) logits .* in ", line) for line in lines), lines
     assert_same_result(whole, read(tmp_path / "r.nc"))
@@ -253,7 +255,7 @@ def kept(result, tmp_path_factory):
     """A folder with rows, and two states of the first map; and what is to come of it."""
     folder = tmp_path_factory.mktemp("kept")
     words, whole = result("tsne")
-    for pause in np.arange(0.1, 2, 0.1):  # until it was stopped twice inside the descent
+    for pause in np.arange(0.05, 2, 0.1):  # until it was stopped twice inside the descent
         stopped(folder, words, "state-pca_logits-*.1", pause=pause)
         if len(list(folder.glob("ck/state-tsne_logits-*"))) == 2:
             break
@@ -283,7 +285,7 @@ def test_damage_is_computed_again(kept, tmp_path, what):
     done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", ck, ranks=3)
     assert done.status == 0, done.lines
     assert_same_result(whole, read(tmp_path / "r.nc"))
-    begun = [int(re.match(r"tsne logits +(\d+)/500 iterations from the checkpoint", line)[1]) for line in done.lines
+    begun = [int(re.match(r"tsne logits +(\d+)/1500 iterations from the checkpoint", line)[1]) for line in done.lines
              if re.match("tsne logits .* from the checkpoint", line)]
     assert len(begun) == (what != "both states"), done.lines
     if what in ("nothing", "newest state"):
@@ -294,7 +296,8 @@ def test_damage_is_computed_again(kept, tmp_path, what):
 
 @pytest.mark.parametrize("changes, expected", [
     (("--seed", 7), ["option_seed was 0, is 7"]),
-    (("--embed", "logits", "--max-iter", 20), ["option_embed was logits,gap, is logits", "option_max_iter was 500, is 20"]),
+    (("--embed", "logits", "--max-iter", 20),
+     ["option_embed was logits,gap, is logits", "option_max_iter was 1500, is 20"]),
     (("--labels", "{labels}"), ["labels_sha256 was ", ", is "])])
 def test_another_runs_folder_is_refused(kept, mnist, tmp_path, changes, expected):
     folder, words, _ = kept

@@ -94,8 +94,8 @@ target_link_libraries(tsne_driver PRIVATE core)
 add_library(faults MODULE tests/faults.c)
 target_link_libraries(faults PRIVATE ${CMAKE_DL_LIBS})
 
-# Times the cases of test_kernels against what this machine could do; no test.
-add_executable(bench_kernels tests/bench_kernels.c)
+# Times every kernel, by the tables of test_kernels and test_ops, against what this machine could do; no test.
+add_executable(bench_kernels tests/bench_kernels.c tests/bench_ops.c tests/bench_rest.c)
 target_compile_options(bench_kernels PRIVATE -O3 -march=native)
 target_link_libraries(bench_kernels PRIVATE core ref)
 
