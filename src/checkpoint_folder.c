@@ -252,7 +252,8 @@ static void remove_files(Checkpoint *c) {
     if (!error_caught())
         count = checkpoint_list(c, &names);
     error_disarm();
-    for (int64_t i = count; i-- > 0;) { /* identity.txt, first by name, goes last: what a job leaves that is lost here is still told to be its own */
+    /* identity.txt, first by name, goes last: what a job leaves that is lost here is still told to be its own. */
+    for (int64_t i = count; i-- > 0;) {
         path_of(path, c, names[i]);
         unlink(path);
     }

@@ -71,12 +71,14 @@ static const char *key_of(const Dataset *data) {
 /* Lines that tell runs apart whose results differ. */
 static struct Lines describe(Job *job) {
     struct Lines lines = {job->arena, ""};
+    const Command command = job->options->command;
     const struct {
         const char *name, *value;
     } texts[] = {{"version", CNNSCOPE_VERSION},
-                 {"command", job->model ? "run"
-                             : job->map ? "audit"
-                                        : "embed"},
+                 {"command", command == COMMAND_RUN     ? "run"
+                             : command == COMMAND_EMBED ? "embed"
+                             : command == COMMAND_AUDIT ? "audit"
+                                                        : "place"},
                  {"model_sha256", job->model ? job->model->sha256 : ""},
                  {"images_sha256", job->images_sha256},
                  {"images_key", key_of(job->images)},
@@ -129,7 +131,8 @@ bool job_is_done(Job *job) {
     configuration_of(configuration, job);
     if (comm_rank() == 0 && output_is_there(o->output, CONFIGURATION, configuration)) {
         char line[512];
-        snprintf(line, sizeof line, "%.400s: complete already, of the same files and options; nothing to do", o->output);
+        snprintf(line, sizeof line, "%.400s: complete already, of the same files and options; nothing to do",
+                 o->output);
         error_print(line);
         checkpoint_discard(job->arena, o->checkpoint, identity_of(job));
         done = 1;

@@ -77,7 +77,8 @@ int main(int argc, char **argv) {
     dev_start(device, 1);
     if (argc > 1 && strcmp(argv[1], "device") == 0) {
         const char *visible = getenv("CUDA_VISIBLE_DEVICES"), *node = getenv("SLURMD_NODENAME");
-        printf("rank %d on %s takes number %d of %s\n", comm_rank(), node ? node : "here", device, visible ? visible : "all");
+        printf("rank %d on %s takes number %d of %s\n", comm_rank(), node ? node : "here", device,
+               visible ? visible : "all");
         comm_end(0);
     }
     static const size_t sizes[] = {1, 7, 1000, 100003};

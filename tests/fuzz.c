@@ -366,10 +366,10 @@ static void run_checkpoint(Arena *arena, const uint8_t *bytes, size_t size) {
 static const struct {
     const char *name;
     void (*run)(Arena *arena, const uint8_t *bytes, size_t size);
-} targets[] = {{"pth", run_pth},        {"safetensors", run_safetensors},
-               {"onnx", run_onnx},      {"dataset", run_dataset},
-               {"keyed", run_keyed},    {"csv", run_csv},
-               {"netcdf", run_netcdf},  {"names", run_names},
+} targets[] = {{"pth", run_pth},         {"safetensors", run_safetensors},
+               {"onnx", run_onnx},       {"dataset", run_dataset},
+               {"keyed", run_keyed},     {"csv", run_csv},
+               {"netcdf", run_netcdf},   {"names", run_names},
                {"options", run_options}, {"checkpoint", run_checkpoint}};
 static void (*target)(Arena *arena, const uint8_t *bytes, size_t size);
 
