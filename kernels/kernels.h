@@ -433,11 +433,11 @@ double k_tsne_force_unit(int64_t points); /* of the repulsion */
 double k_tsne_w_unit(int64_t points);
 #define TSNE_PULL_UNIT 0x1p-62 /* of the attraction, which is below 0.55 on any point; and TSNE_LOG_UNIT */
 
-/* repulsion sets all of sums (parts, k_tsne_sums), attraction adds to them, with - p ln w if asked for. */
+/* Sets all of sums (parts, k_tsne_sums): the forces of the pairs of tiles that are in affinities, with - p ln w if asked
+ * for. Returns the share of its time that the attraction took, 0 where that is not known. */
 size_t k_tsne_scratch(const TsneShape *shape);
-void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *scratch);
-void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
-                       const TsneShape *shape, void *scratch);
+double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y, const TsneShape *shape,
+                     void *scratch);
 
 typedef struct {
     double exaggeration, momentum, learning_rate;

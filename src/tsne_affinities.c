@@ -11,6 +11,7 @@
 #include "comm.h"
 #include "error.h"
 #include "progress.h"
+#include "shared_tsne.h"
 #include "tsne_order.h"
 #include "tsne_run.h"
 
@@ -138,21 +139,25 @@ static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch) 
     comm_sum_int64(&sizes[0].cells, (size_t)all_tiles * (sizeof *sizes / sizeof(int64_t)));
 }
 
-/* Deals the pairs of tiles to the ranks, in the order of their numbers, each to the rank that has least so far: those near
- * the diagonal are many times as full as others. Allocates this rank's P; gives the size of the largest share. */
+/* Deals the pairs of tiles to the ranks, in the order of their numbers, each to the rank that has least to do so far: the
+ * repulsion of all cells, and about as much again for the attraction of those of P, of which tiles near the diagonal have
+ * many times as many as others. Allocates this rank's P; gives the size of the largest share. */
 static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *sizes) {
     const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts;
     TsneTileSize *dealt = ARENA_ARRAY(arena, TsneTileSize, ranks, "tiles of P"), most = {0, 0}, total = {0, 0};
     int64_t *tile = ARENA_ARRAY(arena, int64_t, all_tiles, "tiles of P"), tiles = 0;
     int64_t *cell_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
     int64_t *value_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
+    int64_t *work = ARENA_ARRAY(arena, int64_t, ranks, "tiles of P");
     for (int64_t t = 0; t < all_tiles; t++) {
-        int64_t to = 0;
+        int64_t to = 0, row, column;
         for (int64_t r = 1; r < ranks; r++)
-            to = dealt[r].cells < dealt[to].cells ? r : to;
+            to = work[r] < work[to] ? r : to;
+        tsne_tile(&row, &column, run->points, t);
+        work[to] += sizes[t].cells + TSNE_TILE_BLOCKS * TSNE_TILE_BLOCKS / (row == column ? 2 : 1);
         dealt[to].cells += sizes[t].cells;
         dealt[to].values += sizes[t].values;
-        if (to != run->shape.part || sizes[t].cells == 0)
+        if (to != run->shape.part)
             continue;
         tile[tiles] = t;
         cell_start[tiles + 1] = cell_start[tiles] + sizes[t].cells;

@@ -92,10 +92,10 @@ INLINE V ISA(log)(V x) {
     return ISA(fma)(k, ISA(all)(0.693147182f), p * s);
 }
 
-/* Sixteen lanes move down by one, the first to the end. */
-INLINE void ISA(rotate)(V *v) {
+/* Sixteen lanes move down by 1 or 2 places, the first ones to the end. */
+INLINE void ISA(rotate)(V *v, const int places) {
     V first = v[0];
     VI next;
-    UNROLL for (int l = 0; l < LANES; l++) next[l] = l + 1;
+    UNROLL for (int l = 0; l < LANES; l++) next[l] = l + places;
     UNROLL for (int h = 0; h < PARTS; h++) v[h] = __builtin_shuffle(v[h], h + 1 < PARTS ? v[h + 1] : first, next);
 }
