@@ -17,6 +17,7 @@ import pytest
 
 import program
 from program import BINARY, GOLDEN, IMAGES, LABELS, MODEL, Run, raw, read, relative_error, relative_errors, run
+from test_embed import affinities, kl_of
 from test_ranks import assert_same_result
 
 CUDA = Path(os.environ.get("CNNSCOPE_CUDA_BIN", ""))
@@ -154,10 +155,14 @@ def test_several_maps(pair):
 
 @pytest.mark.parametrize("job, layer", [("map", "logits"), ("3-D", "input"), ("branches", "logits")])
 def test_divergence_of_the_map(pair, job, layer):
-    """Maps of a few samples, which end apart: they are as good."""
+    """The kept divergence is that of the kept map. Maps of a few samples end apart: those of the CPU, from inputs that
+    differ by 1e-6, have divergences of up to 17 % between them."""
     cuda, cpu = pair(job)
     assert cuda[f"{layer}_tsne"].shape == cpu[f"{layer}_tsne"].shape and np.isfinite(cuda[f"{layer}_tsne"]).all()
-    assert cuda[f"{layer}_tsne_kl"] == pytest.approx(cpu[f"{layer}_tsne_kl"], rel=0.05)
+    assert cuda[f"{layer}_tsne_kl"] == pytest.approx(cpu[f"{layer}_tsne_kl"], rel=0.2)
+    if job == "map":
+        exact = kl_of(affinities(cuda["logits"], 30), cuda["logits_tsne"])
+        assert cuda["logits_tsne_kl"] == pytest.approx(exact, rel=1e-4)
 
 
 def test_places(pair):
