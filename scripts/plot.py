@@ -3,8 +3,9 @@
 
     plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf] [--trust trustworthiness] [--fade]
 
-For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; where there are several
-t-SNE maps of it, all of them side by side, points fading with how far they move between them; the filters and feature maps in the file; for some samples the
+For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
+and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
+with how far they move between them; the filters and feature maps in the file; for some samples the
 input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
@@ -43,8 +44,11 @@ FORMATS = ("png", "pdf", "svg")
 CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei"}
 MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
+ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam", "layercam", "guided_backprop",
+                "smoothgrad", "integrated_gradients", "occlusion")
+EVIDENCE = ("deletion", "insertion", "sparseness")
 PER_PAGE = 20  # samples
-METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}  # of a layer; the last of an audit
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Placed in the t-SNE map"}  # of a layer
 MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence")  # of each sample, from 0 to 1
 MAPS_PER_ROW = 4
 
@@ -137,11 +141,26 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
             for sample in (s for s in positions if s in samples) if samples else positions[:4]:
                 yield f"{name}_sample{sample}", feature_maps(ds, name.removesuffix("_maps"), int(sample))
     for name in map(str, ds.data_vars):
-        if name == "saliency" or name.split("_")[0] == "gradcam" and ds[name].ndim == 3:
+        if name == "saliency" or of_method(name, "gradcam") and ds[name].ndim == 3:
             shown = samples or default_samples(ds, name)
             for page, start in enumerate(range(0, len(shown), PER_PAGE)):
                 suffix = f"_{page + 1}" if len(shown) > PER_PAGE else ""
                 yield name + suffix, attributions(ds, name, shown[start : start + PER_PAGE])
+    methods = attribution_names(ds)
+    if len(methods) > 2:
+        yield "methods", methods_side_by_side(ds, methods, (samples or default_samples(ds, methods[0]))[:PER_PAGE])
+
+
+def of_method(name: str, method: str) -> bool:
+    """Whether a variable is a map by that method, at whatever layer; gradcam_plus_plus is a method of its own."""
+    other = method == "gradcam" and of_method(name, "gradcam_plus_plus")
+    return name == method or name.startswith(f"{method}_") and not other
+
+
+def attribution_names(ds: xr.Dataset) -> list[str]:
+    """The variables that are attribution maps, in the file's order."""
+    return [str(v) for v in ds.data_vars if ds[v].ndim in (3, 4) and ds[v].dims[0] in ("sample", "map_sample")
+            and any(of_method(str(v), m) for m in ATTRIBUTIONS)]
 
 
 def default_samples(ds: xr.Dataset, name: str, count: int = 8) -> list[int]:
@@ -172,6 +191,10 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     points = np.column_stack([points, categories])[:, : max(dimensions, 2)]  # a 1-D map is spread by category
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     ax = figure.add_subplot(projection="3d" if dimensions == 3 else None)
+    if method == "place":
+        fixed = ds[f"{layer}_fixed"].values
+        ax.computed_zorder = False  # of a 3-D map: by depth, which would hide the new ones
+        ax.scatter(*fixed.T, s=np.clip(60000 / len(fixed), 2, 25), c=NO_LABEL, linewidths=0, rasterized=True, zorder=0)
     if measure:
         draw_trust(figure, ax, points, ds[f"{layer}_{method}_{measure}"].values[mapped], measure)
     else:
@@ -179,14 +202,14 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
         draw_points(figure, ax, ds, points, categories, of, named=method != "pca", alpha=alpha)
     axes = [ax.xaxis, ax.yaxis] if dimensions < 3 else [ax.xaxis, ax.yaxis, ax.zaxis]
     for i, axis in enumerate(axes):
-        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
+        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE ', 'place': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
     if dimensions == 2:
         ax.set_aspect("equal", adjustable="datalim")
     if dimensions == 3:
         ax.set_box_aspect(None, zoom=1.1)
         for axis in axes:
             axis.set_pane_color("white")
-    details = {"pca": pca_details, "tsne": tsne_details}.get(method, lambda *_: "as it was given")(
+    details = {"pca": pca_details, "tsne": tsne_details, "place": place_details}.get(method, lambda *_: "as it was given")(
         ds, layer, axes[:dimensions])
     count = f"{len(points):,}" + (f" of {len(mapped):,}" if not mapped.all() else "")
     figure.suptitle(f"{METHODS[method]} of {layer}\n{count} samples, {details}{trust_details(ds, layer, method)}")
@@ -253,6 +276,13 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]  # a text where it is the mean of several
     perplexity = perplexity if isinstance(perplexity, str) else f"{perplexity:g}"
     return f"perplexity {perplexity}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+
+
+def place_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
+    for axis in axes:
+        axis.set_major_formatter("")
+        axis.set_tick_params(length=0)
+    return f"over the {ds.sizes[f'{layer}_fixed_sample']:,} mapped ones"
 
 
 def trust_details(ds: xr.Dataset, layer: str, method: str) -> str:
@@ -460,7 +490,38 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
     if name == "saliency":
         figure.suptitle("Saliency: |gradient of the predicted class's logit|, each map scaled to 0..1")
     else:
-        figure.suptitle(f"Grad-CAM of {ds[name].dims[1].removesuffix('_y')} for the predicted class, over the input")
+        layer = ds[name].attrs.get("layer", ds[name].dims[1].removesuffix("_y"))
+        figure.suptitle(f"Grad-CAM of {layer} for the predicted class, over the input")
+    return figure
+
+
+def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -> Figure:
+    """A row for each sample: the input, then each method's map with its evidence. Red: for the category, blue: against it."""
+    height, width = ds[names[0]].shape[-2:]
+    tall = 1.7 * np.clip(height / width, 0.25, 3)
+    columns = len(names) + ("image" in ds)
+    figure = Figure(figsize=(1.7 * columns, (tall + 0.5) * len(samples) + 0.6), layout="constrained")
+    grid = figure.subplots(len(samples), columns, squeeze=False)
+    for row, sample in zip(grid, samples):
+        if "image" in ds:
+            row[0].imshow(displayed(cnnscope.of_sample(ds, "image", sample).values), cmap="gray", vmin=0, vmax=1)
+            row[0].set_title(caption(ds, sample).replace(": ", ":\n").replace(", ", "\n"), size=6,
+                             color=WRONG if is_wrong(ds, sample) else "k")
+        for ax, name in zip(row[-len(names) :], names):
+            values = cnnscope.of_sample(ds, name, sample).values
+            if f"{name}_low" in ds:
+                ax.imshow(values, cmap="inferno", vmin=0, vmax=1)
+            else:
+                values = values.sum(0) if values.ndim == 3 else values
+                most = np.abs(values).max() or 1
+                ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most)
+            lines = [name.replace("_", " ")] if sample == samples[0] else []
+            lines += [f"{e} {float(cnnscope.of_sample(ds, f'{name}_{e}', sample)):.2f}" for e in EVIDENCE
+                      if f"{name}_{e}" in ds]
+            ax.set_title("\n".join(lines), size=6)
+        for ax in row:
+            ax.axis("off")
+    figure.suptitle("Attribution methods; deletion: small is good, insertion: large is good")
     return figure
 
 

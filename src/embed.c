@@ -106,6 +106,30 @@ static void write_pca(const Layer *l, const Pca *p, int K) {
         p->variance_ratio);
 }
 
+/* What t-SNE is given, where no other variable holds it: `cnnscope place` works from the file alone. */
+static void write_points_of_map(const Layer *l, const Pca *p, int K) {
+    const Matrix *x = l->x;
+    Output *out = l->job->output;
+    char names[3][128], pc[128];
+    snprintf(pc, sizeof pc, "%s_pre_pc", l->layer);
+    float *kept = ARENA_ARRAY(l->arena, float, x->shard.count *K, "scores");
+    Matrix scores = matrix_part(&p->scores, NULL, x->shard, K);
+    dev_download(kept, scores.rows, (size_t)(x->shard.count * K) * sizeof *kept);
+    matrix_free(&scores);
+    OutputVar var = {.type = DT_F32,
+                     .rank = 2,
+                     .dims = {"sample", pc},
+                     .length = {x->shard.total, K},
+                     .coordinates = job_coordinates(l->job, false)};
+    output_rows(out, layer_var(l, var, "_pre_pca", "principal component scores of %s that t-SNE was given"),
+                x->shard.first, x->shard.count, kept);
+    OutputVar axes = {.type = DT_F64, .dims = {pc}, .length = {K}}, center = {.type = DT_F64};
+    feature_dims(&axes, names, l, 1);
+    output_whole(out, layer_var(l, axes, "_pre_pca_components", "principal axes of %s before t-SNE"), p->axes);
+    feature_dims(&center, names, l, 0);
+    output_whole(out, layer_var(l, center, "_pre_pca_center", "mean features of %s before t-SNE"), p->center);
+}
+
 /* ---- t-SNE ---------------------------------------------------------------------------------------------------- */
 
 /* rows (shard.count, each) <- values (mapped, each) of all mapped samples, NaN for the others. */
@@ -279,6 +303,11 @@ static void trust_maps(const Layer *l, const Pca *p, const float *map, const int
         matrix_free(&maps[count].points);
 }
 
+bool embed_writes_features(const Options *o, const Node *node, bool is_logits, int width) {
+    const bool mapped_as_it_is = o->tsne > 0 && !(o->pre_pca > 0 && width > o->pre_pca);
+    return !is_logits && ((node && !shape_is_spatial(node->shape)) || mapped_as_it_is);
+}
+
 int embed_components(const Options *o, int width) {
     int components = o->pca;
     if (o->tsne > components && strcmp(o->init, "pca") == 0)
@@ -299,7 +328,8 @@ void embed(Job *job, const Matrix *features, int node) {
         snprintf(l.layer, sizeof l.layer, "input");
     else
         output_layer_name(l.layer, sizeof l.layer, features->name);
-    if (l.node && !l.is_logits && !shape_is_spatial(l.node->shape))
+    const bool reduced = o->tsne > 0 && o->pre_pca > 0 && features->width > o->pre_pca;
+    if (embed_writes_features(o, l.node, l.is_logits, features->width))
         write_features(&l);
 
     const int components = embed_components(o, features->width);
@@ -313,6 +343,8 @@ void embed(Job *job, const Matrix *features, int node) {
     }
     if (o->pca > 0)
         write_pca(&l, &p, o->pca);
+    if (reduced)
+        write_points_of_map(&l, &p, o->pre_pca);
     if (o->tsne > 0)
         map_layer(&l, &p);
     else

@@ -108,12 +108,12 @@ static void plan_network(Forecast *f, Arena *arena) {
     const int64_t before = arena_process_bytes(false);
     pass_plan(f->network.first);
     f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
-    f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
+    f->lane_bytes = (double)f->network.first->lanes * (double)pass_lane_bytes(f->network.first);
     graph_plan_free(f->network.first->plan);
     if (f->network.second) {
         pass_plan(f->network.second);
         f->lane_bytes =
-            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
+            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)pass_lane_bytes(f->network.second));
         graph_plan_free(f->network.second->plan);
     }
 }
@@ -202,7 +202,7 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
     snprintf(l->key, sizeof l->key, "input");
     if (layer)
         output_layer_name(l->key, sizeof l->key, x->name);
-    l->writes_features = layer && node != job->model->graph->logits && !shape_is_spatial(layer->shape);
+    l->writes_features = embed_writes_features(o, layer, layer && node == job->model->graph->logits, x->width);
     Pca p = {0};
     Matrix tried = *x;
     if (l->components > 0) {
@@ -217,6 +217,8 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
         const bool reduced = o->pre_pca > 0 && x->width > o->pre_pca;
         l->map_width = reduced ? o->pre_pca : x->width;
         const int maps = o->perplexity_count * o->runs;
+        if (reduced)
+            f->result_bytes += total * o->pre_pca * 4 + (double)x->width * (o->pre_pca + 1) * 8;
         f->result_bytes += total * (o->tsne + 2) * 4 + 8 + o->max_iter / 50 * 12;
         if (maps > 1)
             f->result_bytes += total * (maps * o->tsne + 1 + (o->neighbors > 0)) * 4 + maps * 24 + 16;

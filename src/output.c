@@ -263,6 +263,18 @@
  *         :option_seed = "0" ;
  *         :option_neighbors = "15" ;
  *         :option_attribution = "saliency,gradcam:conv2" ;
+ *         :option_target = "predicted" ;
+ *         :option_baseline = "zero" ;
+ *         :option_ig_steps = "50" ;
+ *         :option_ig_rule = "gausslegendre" ;
+ *         :option_ig_tolerance = "0" ;
+ *         :option_smoothgrad_draws = "25" ;
+ *         :option_smoothgrad_noise = "0.14999999999999999" ;
+ *         :option_occlusion_window = "0" ;
+ *         :option_occlusion_stride = "0" ;
+ *         :option_cam_resolution = "layer" ;
+ *         :option_evidence = "default" ;
+ *         :option_evidence_steps = "20" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
  *         :option_keep_maps = "default" ;
@@ -278,6 +290,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "comm.h"
 #include "dataset.h"
@@ -311,12 +324,31 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
     if (!output)
         die("out of memory");
+    error_set_stage("creating the output");
     partial_take(&output->partial, path, overwrite);
     output->compress = compress;
     check(output,
           nc_create_par(output->partial.name, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
+}
+
+static bool says(int file, const char *name, const char *value) {
+    char text[128];
+    size_t length;
+    return nc_inq_attlen(file, NC_GLOBAL, name, &length) == NC_NOERR && length == strlen(value) &&
+           length < sizeof text && nc_get_att_text(file, NC_GLOBAL, name, text) == NC_NOERR &&
+           memcmp(text, value, length) == 0;
+}
+
+bool output_is_there(const char *path, const char *name, const char *value) {
+    struct stat info;
+    int file;
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode) || nc_open(path, NC_NOWRITE, &file) != NC_NOERR)
+        return false;
+    const bool there = says(file, "status", "complete") && says(file, name, value);
+    nc_close(file);
+    return there;
 }
 
 Output *output_count(void) {
@@ -363,7 +395,7 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
         "data",       "min",      "max",     "sum",   "var",         "all",           "any",
-        "confusion"};
+        "confusion",  "occlusion", "smoothgrad"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);

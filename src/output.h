@@ -26,6 +26,10 @@ typedef struct {
  * compress: level 1 to 9 of deflate with shuffle for all but small variables, 0 = none. */
 Output *output_create(const char *path, bool overwrite, int compress);
 
+/* Whether a complete results file lies there that says of itself, by output_text(OUTPUT_GLOBAL, name), this value. One rank
+ * asks; damaged files and others of that name do not say so. */
+bool output_is_there(const char *path, const char *name, const char *value);
+
 /* An output without a file, which takes everything and writes nothing; and the bytes of the variables that were declared in
  * it. For --plan; the second frees it. Not Collective. */
 Output *output_count(void);

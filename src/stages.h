@@ -17,7 +17,7 @@ typedef struct {
     float *rows; /* device, (shard.count, width) */
 } Matrix;
 
-/* ---- The network (forward.c, attribution.c) --------------------------------------------------------------------- */
+/* ---- The network (forward.c, chosen.c) --------------------------------------------------------------------- */
 
 typedef struct {
     int count;
@@ -43,30 +43,10 @@ void matrix_free(Matrix *matrix);
 /* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result. */
 Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
 
-typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
-
-typedef struct {
-    MethodKind kind;
-    int node;           /* whose value or gradient is looked at; the input for saliency */
-    Shape layer;        /* of that node; the map is its height and width */
-    char variable[128]; /* in the results file */
-} Method;
-
-/* --attribution, or its default; gives the number of methods. Exits 2 on an unknown one. */
-int attribution_methods(Method **methods, const Job *job);
-
-/* Declares map, low and high over the dimension `samples`, and gives their variables. */
-void attribution_declare(int variables[3], const Job *job, const Method *method, const char *samples, int64_t length);
-
-void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
-
-/* Device: map (B,H,W), low (B), high (B), of a batch that went forward and backward. */
-void attribution_batch(float *map, float *low, float *high, const Method *method, const Plan *plan, Lane *lane, int B);
-
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
  * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
-int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
-int64_t attribution_most_chosen(const Job *job); /* their number, at most */
+int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs);
+int64_t chosen_most(const Job *job); /* their number, at most */
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
 
@@ -75,6 +55,10 @@ void embed(Job *job, const Matrix *features, int node);
 
 /* Principal components that takes of a layer of this width: for the file, for --pre-pca and for the start. */
 int embed_components(const Options *o, int width);
+
+/* Whether its features go into the file: all but logits (there already) and spatial ones; and what t-SNE is given as it
+ * is, the matrix of `embed` included. node: NULL for that. */
+bool embed_writes_features(const Options *o, const Node *node, bool is_logits, int width);
 
 /* ---- PCA (pca.c) ------------------------------------------------------------------------------------------------ */
 
@@ -93,6 +77,9 @@ double pca_bytes(int64_t rows, int64_t total, int width, int components);
 /* Exact PCA, two passes, double accumulation; the same bits for any number of ranks. What the checkpoint (or NULL) has
  * under that key is not computed again, but for the scores; else it is kept there. */
 void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key);
+
+/* p->scores <- the rows of x by its center and axes. The bits of pca, whatever rows stand beside. */
+void pca_project(Pca *p, const Matrix *x);
 
 /* ---- t-SNE (tsne.c) --------------------------------------------------------------------------------------------- */
 
@@ -166,6 +153,10 @@ typedef struct {
  * the same bits for any number of ranks. */
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
 
+/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
+ * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
+double trust_worst(int64_t N, int64_t K);
+
 /* Bytes of memory that takes at most at one time on the first rank, which has `rows` of the mapped samples. */
 double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors);
 
@@ -177,5 +168,12 @@ double stability_bytes(int64_t rows, int64_t total, int axes, int maps, int neig
 
 /* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
 void audit(Job *job, const Matrix *features);
+
+/* ---- New samples in a stored map (place.c) ------------------------------------------------------------------------ */
+
+/* `cnnscope place`: where the samples with these features belong in the map that --map holds of the layer, into the results
+ * file as LAYER_place_..., with how far that can be trusted. Each sample by itself, against all mapped ones, which do not
+ * move: the same bits for any number of ranks and for any other samples beside it. */
+void place(Job *job, const Matrix *features);
 
 #endif

@@ -31,7 +31,8 @@ typedef struct {
 
 /* Of one map; overall numbers are those of all mapped samples. */
 typedef struct {
-    float *trustworthiness, *continuity, *recall, *label_agreement; /* (rows); the last NULL without labels */
+    float *trustworthiness, *continuity, *recall; /* (rows); NULL of the layer itself */
+    float *label_agreement;                       /* (rows); NULL without labels */
     double trustworthiness_mean, continuity_mean, recall_mean;
     double label_agreement_mean, knn_accuracy, knc, cpd, stress; /* NAN: not defined */
 } TrustNumbers;
@@ -71,6 +72,12 @@ bool trust_begin(Trust *trust);
 void trust_pairs(Trust *trust);
 /* Collective. Sets knc of the maps. */
 void trust_classes(Trust *trust);
+
+/* ---- trust_state.c: in the checkpoint, under the stage's name ----------------------------------------------------- */
+
+/* Collective. What trust_write and trust_suspects need; false where not all of it is there. */
+bool trust_restore(Trust *trust, const char *stage);
+void trust_keep(const Trust *trust, const char *stage); /* Collective. */
 
 /* ---- trust_output.c ---------------------------------------------------------------------------------------------- */
 

@@ -272,15 +272,16 @@ static void reset_momentum(TsneRun *run) {
 }
 
 static void find_forces(TsneRun *run, bool want_cross) {
-    double since = progress_now();
+    double since = progress_now(), pull_share = 0;
     if (want_cross || dev_repeat(&run->forces)) {
-        k_tsne_repulsion(run->sums, run->y, &run->shape, run->scratch);
-        since = count_seconds(run, TSNE_REPULSION, since);
-        k_tsne_attraction(run->sums, &run->affinities, want_cross, run->y, &run->shape, run->scratch);
+        pull_share = k_tsne_forces(run->sums, &run->affinities, want_cross, run->y, &run->shape, run->scratch);
         if (!want_cross)
             dev_repeat_end(run->forces);
     }
-    since = count_seconds(run, TSNE_ATTRACTION, since);
+    const double now = progress_now();
+    run->seconds[TSNE_REPULSION] += (1 - pull_share) * (now - since);
+    run->seconds[TSNE_ATTRACTION] += pull_share * (now - since);
+    since = now;
     comm_reduce_scatter_device(run->sums_mine, run->sums, (size_t)k_tsne_sums(&run->shape));
     count_seconds(run, TSNE_COMMUNICATION, since);
 }

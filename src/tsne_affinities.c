@@ -11,6 +11,7 @@
 #include "comm.h"
 #include "error.h"
 #include "progress.h"
+#include "shared_tsne.h"
 #include "tsne_order.h"
 #include "tsne_run.h"
 
@@ -213,22 +214,25 @@ static void count_pairs(const TsneRun *run, int perplexity, void *scratch) {
     comm_sum_int64(&sizes[0].cells, (size_t)all_tiles * (sizeof *sizes / sizeof(int64_t)));
 }
 
-/* Deals the pairs of tiles of a P to the ranks, in the order of their numbers, each to the rank that has least so far:
- * those near the diagonal are many times as full as others. Gives the number of this rank's that keep anything, and which
- * they are (unless NULL); total: of all ranks; most: the largest share. */
+/* Deals the pairs of tiles to the ranks, in the order of their numbers, each to the rank that has least to do so far: the
+ * repulsion of all cells, and about as much again for the attraction of those of P, of which tiles near the diagonal have
+ * many times as many as others. Gives the number of this rank's, and which they are (unless NULL); total: of all ranks;
+ * most: the largest share. */
 static int64_t deal_tiles(const TsneRun *run, int perplexity, int64_t *tile, TsneTileSize *total, TsneTileSize *most) {
     const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts;
     const TsneTileSize *sizes = run->sizes[perplexity];
     Arena *arena = arena_new();
     TsneTileSize *dealt = ARENA_ARRAY(arena, TsneTileSize, ranks, "tiles of P");
-    int64_t tiles = 0;
+    int64_t *work = ARENA_ARRAY(arena, int64_t, ranks, "tiles of P"), tiles = 0;
     for (int64_t t = 0; t < all_tiles; t++) {
-        int64_t to = 0;
+        int64_t to = 0, row, column;
         for (int64_t r = 1; r < ranks; r++)
-            to = dealt[r].cells < dealt[to].cells ? r : to;
+            to = work[r] < work[to] ? r : to;
+        tsne_tile(&row, &column, run->points, t);
+        work[to] += sizes[t].cells + TSNE_TILE_BLOCKS * TSNE_TILE_BLOCKS / (row == column ? 2 : 1);
         dealt[to].cells += sizes[t].cells;
         dealt[to].values += sizes[t].values;
-        if (to == run->shape.part && sizes[t].cells > 0) {
+        if (to == run->shape.part) {
             if (tile)
                 tile[tiles] = t;
             tiles++;

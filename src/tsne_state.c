@@ -1,8 +1,8 @@
 /* tsne_state.c: a t-SNE in a checkpoint, as one whole: its state on the way, at last its result. See tsne_run.h.
  *
- * Saved: Saved below, the history, then the map, each sample's part of the divergence and sigma in the
- * order of the samples (a result), or map, update and gains in whole
- * blocks of the kd-order without the padding of the ranks (a state), so that any number of ranks can go on from it. */
+ * Saved: Saved below, the history, then the map, each sample's part of the divergence and sigma in the order of the samples
+ * (a result), or map, update and gains in whole blocks in the order of t-SNE without the padding of the ranks (a state), so
+ * that any number of ranks can go on from it. */
 #include <string.h>
 
 #include "comm.h"

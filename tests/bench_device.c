@@ -45,12 +45,22 @@ static void time_repulsion(int64_t points, int axes, double least_seconds) {
     float *y = device_new(numbers(blocks * TSNE_BLOCK * axes, 10), bytes);
     int64_t *sums = dev_alloc((size_t)k_tsne_sums(&shape) * sizeof *sums), total;
     void *scratch = dev_alloc(k_tsne_scratch(&shape));
+    const int64_t tiles = k_tsne_tiles(points);
+    int64_t *tile = ARENA_ARRAY(arena, int64_t, tiles, "tiles"),
+            *zeros = ARENA_ARRAY(arena, int64_t, tiles + 1, "zeros");
+    for (int64_t t = 0; t < tiles; t++)
+        tile[t] = t;
+    int64_t *starts = device_new(zeros, (size_t)(tiles + 1) * sizeof *zeros);
+    const TsneAffinities none = {.tiles = tiles,
+                                 .tile = device_new(tile, (size_t)tiles * sizeof *tile),
+                                 .cell_start = starts,
+                                 .value_start = starts};
     double seconds = 0;
     int times = 1;
     for (;; times *= 2) {
         const double start = omp_get_wtime();
         for (int i = 0; i < times; i++)
-            k_tsne_repulsion(sums, y, &shape, scratch);
+            k_tsne_forces(sums, &none, false, y, &shape, scratch);
         dev_download(&total, sums, sizeof total);
         seconds = omp_get_wtime() - start;
         if (seconds >= least_seconds)
@@ -60,6 +70,8 @@ static void time_repulsion(int64_t points, int axes, double least_seconds) {
     snprintf(size, sizeof size, "%lld points in %d-D", (long long)points, axes);
     print_rate("repulsion", size, "pairs/s", (double)points * (double)points * times / seconds,
                axes == 2 ? PAIRS_BOUND : 0);
+    dev_free(none.tile);
+    dev_free(starts);
     dev_free(y);
     dev_free(sums);
     dev_free(scratch);
@@ -161,7 +173,7 @@ static void time_network(int side, int batch, bool saliency, double least_second
                 graph_forward(plan, lane);
                 k_predict(lane, prediction, graph_value(plan, lane, g->logits), batch, 1000);
                 if (saliency) {
-                    k_seed(lane, seed, prediction, batch, 1000);
+                    k_seed(lane, seed, prediction, NULL, batch, 1000);
                     graph_backward(plan, lane, seed);
                 }
                 lane_download(lane, logits, graph_value(plan, lane, g->logits), (size_t)batch * 1000 * sizeof *logits);

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.0, labels=True, chosen=False,
-                names=False, embed=False, unmapped=0, trust=False, several=False, status="complete"):
+                names=False, embed=False, unmapped=0, trust=False, several=False, fixed=0, status="complete"):
     """Write the file; returns the arrays behind it for comparison."""
     rng = np.random.default_rng(7)
     truth = {}
@@ -36,8 +36,11 @@ def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.
             add_names(nc, "category", [f"ねこ_{c}$" if c % 2 else f"_dog {c}" for c in range(classes)])
             add_names(nc, "sample", [f"file{i}.png" for i in range(samples)])
         layer = "input" if embed else "logits"
-        add_embedding(nc, rng, layer, truth["logits"], axes)
-        nc[f"{layer}_tsne"][:unmapped] = np.nan
+        if fixed:
+            truth["place"], truth["fixed"] = add_places(nc, rng, layer, samples, fixed, axes)
+        else:
+            add_embedding(nc, rng, layer, truth["logits"], axes)
+            nc[f"{layer}_tsne"][:unmapped] = np.nan
         if trust:
             truth["trust"] = add_trust(nc, rng, layer, samples, unmapped)
         if several:
@@ -119,6 +122,17 @@ def add_maps(nc, rng, layer):
     for name, value in (("spread", maps.std(0).mean(1)), ("persistence", rng.random(len(first)).astype(np.float32))):
         add(nc, f"{layer}_tsne_{name}", "sample", value)
         add(nc, f"{layer}_tsne_{name}_overall", "", np.nanmean(value, dtype=np.float64))
+
+
+def add_places(nc, rng, layer, samples, fixed, axes):
+    """Places in a stored map, which stands beside them, in the stead of maps of one's own; both (.., axes)."""
+    kept = f"{layer}_fixed_sample"
+    add(nc, kept, kept, np.arange(fixed, dtype=np.int64))
+    found = [rng.normal(size=(count, axes)).astype(np.float32) for count in (samples, fixed)]
+    add(nc, f"{layer}_place", f"sample {layer}_axis", found[0])
+    add(nc, f"{layer}_fixed", f"{kept} {layer}_axis", found[1])
+    add(nc, f"{layer}_place_kl", "sample", rng.random(samples))
+    return found
 
 
 def add_scaled(nc, name, dims, values):

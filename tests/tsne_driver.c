@@ -164,8 +164,7 @@ static void run_gradient(char **argv) {
         for (int d = 0; d < A; d++)
             y[i / 16 * A * 16 + d * 16 + i % 16] = start[i * A + d];
     void *scratch = dev_alloc(k_tsne_scratch(&a.shape));
-    k_tsne_repulsion(sums, y, &a.shape, scratch);
-    k_tsne_attraction(sums, &a.affinities, true, y, &a.shape, scratch);
+    k_tsne_forces(sums, &a.affinities, true, y, &a.shape, scratch);
     const int64_t *totals = sums + k_tsne_sums(&a.shape) - TSNE_TOTALS;
     double w_sum = 2 * (double)totals[TSNE_TOTAL_W] * k_tsne_w_unit(N);
     double logs = 2 * (double)(totals[TSNE_TOTAL_CROSS] + *a.p_log_p) * TSNE_LOG_UNIT;

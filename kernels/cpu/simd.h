@@ -30,10 +30,17 @@ INLINE void ISA(store)(float *to, V value) {
     *(ISA(VUnaligned) *)to = value;
 }
 
+/* By name where there is one: in long functions the compiler leaves some of the plain loops as they are. */
 INLINE V ISA(fma)(V a, V b, V c) {
+#if SIMD_BYTES == 64
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SIMD_BYTES == 32
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
     V r;
     UNROLL for (int l = 0; l < LANES; l++) r[l] = __builtin_fmaf(a[l], b[l], c[l]);
     return r;
+#endif
 }
 
 /* 1/d. Subtracting the bits from a constant gives 1/d to 6 %; a quadratic, whose three constants (with the first) were
@@ -81,8 +88,7 @@ INLINE V ISA(log)(V x) {
     VI bits = (VI)x - 0x3f3504f3;
     VI exponent = bits >> 23;
     V m = (V)((bits & 0x007fffff) + 0x3f3504f3);
-    V k;
-    UNROLL for (int l = 0; l < LANES; l++) k[l] = (float)exponent[l];
+    V k = __builtin_convertvector(exponent, V);
     V s = (m - 1.0f) / (m + 1.0f), q = s * s;
     V p = ISA(all)(2.0f / 9);
     p = ISA(fma)(p, q, ISA(all)(2.0f / 7));
@@ -92,10 +98,10 @@ INLINE V ISA(log)(V x) {
     return ISA(fma)(k, ISA(all)(0.693147182f), p * s);
 }
 
-/* Sixteen lanes move down by one, the first to the end. */
-INLINE void ISA(rotate)(V *v) {
+/* Sixteen lanes move down by 1 or 2 places, the first ones to the end. */
+INLINE void ISA(rotate)(V *v, const int places) {
     V first = v[0];
     VI next;
-    UNROLL for (int l = 0; l < LANES; l++) next[l] = l + 1;
+    UNROLL for (int l = 0; l < LANES; l++) next[l] = l + places;
     UNROLL for (int h = 0; h < PARTS; h++) v[h] = __builtin_shuffle(v[h], h + 1 < PARTS ? v[h + 1] : first, next);
 }

@@ -4,12 +4,12 @@
  * computation. A tile's forces are float32 sums of at most 512 terms in the first cache, and are then rounded to
  * fixed-point numbers and added, under the tile's lock, to the sums of all points.
  *
- * Repulsion takes every pair of tiles. Price: with two 512-bit units, 10,000 points take 4.5 ms on 2 cores at 3.1 GHz,
- * 22 Gpair/s (each of the two directions counted).
- *
- * Attraction takes the cells of P that hold anything, a third of them for the demo's logits, 39 % full. Price: the
- * arithmetic of their diagonals, one for 16 pairs whether they are kept or not; and the reading of P, 27 MiB there. Packed
- * values are asked for well ahead: waiting for them took half of the time. About 2.5 ms there. */
+ * Repulsion takes every pair of tiles, a group of four blocks of rows at a time against all columns, and leaves the w of
+ * each pair in the second cache. Attraction follows on the group's cells of P that hold anything, in the order of t-SNE a
+ * third of all for the demo's logits, 39 % full. Price: the arithmetic of their diagonals, one for 16 pairs whether they
+ * are kept or not; and the reading of P, 27 MiB there. Packed values are asked for well ahead: waiting for them took half
+ * of the time.
+ * The demo, 10,000 points, on 2 cores with two 512-bit units at 3.5 GHz: 4.1 and 1.4 ms an iteration. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -17,84 +17,83 @@
 #include "kernels.h"
 #include "tsne_inner.h"
 
-/* What a thread needs for a pair of tiles. */
+/* Which pairs of a cell count, as TsneMapLoops wants it: all; none; in a block with itself each pair once, where P has it;
+ * those with the points of the last block of columns, which may have fewer than 16; both. */
+enum { MASK_ALL, MASK_NONE, MASK_ONCE, MASK_LAST, MASK_ONCE_LAST, MASKS };
+
+/* What a thread needs for a pair of tiles. Forces: repulsion, attraction. */
 typedef struct {
-    float columns[2 * 3 * TSNE_STRIDE], column_force[3 * TSNE_STRIDE];
-    float row_force[3 * TSNE_TILE], row_w[TSNE_TILE];
+    float w[TSNE_TILE_BLOCKS * TSNE_GROUP * TSNE_CELL];
+    float columns[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW], column_push[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW];
+    float last_rows[3 * TSNE_GROUP * TSNE_BLOCK]; /* of a group that has fewer blocks */
+    float column_pull[3 * TSNE_TILE], row_push[3 * TSNE_TILE], row_pull[3 * TSNE_TILE], row_w[TSNE_TILE];
+    double seconds, pull_seconds;
 } Work;
 
 typedef struct {
-    Work *work; /* (threads) */
-    omp_lock_t *lock;
+    Work *work;               /* (threads) */
+    float (*mask)[TSNE_CELL]; /* (MASKS) */
+    omp_lock_t *lock;         /* (tiles) */
 } Scratch;
 
-static Scratch scratch_begin(void *scratch, const TsneShape *shape);
+/* A pair of tiles: how many blocks they have, the rows' place in y, and P's cells in them. */
+typedef struct {
+    int64_t tile[2];
+    int blocks[2];
+    bool within;
+    const TsneCell *cell;
+    int64_t cells;
+    const float *value;
+} Pair;
+
+static Scratch scratch_begin(void *memory, const TsneShape *shape);
 static void scratch_end(Scratch scratch, const TsneShape *shape);
+static void fill_mask(float *mask, bool once, int columns);
+static Pair pair_of(const TsneAffinities *affinities, int64_t place, const TsneShape *shape);
+static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool cross, const float *y,
+                          const TsneShape *shape);
+static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, const Pair *pair, bool keep, const float *rows,
+                        const TsneShape *shape);
+static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *pair, const TsneShape *shape);
 static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction);
 static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value);
-static double repel_pair(int64_t *sums, Work *work, omp_lock_t *lock, const float *y, const TsneShape *shape,
-                         int64_t row_tile, int64_t column_tile);
-static double repel_between(Work *work, const float *rows, const TsneShape *shape, int m);
-static double repel_within(Work *work, const float *rows, const TsneShape *shape, int m);
+static void fill_windows(float *windows, const float *from, int vectors);
 static int points_in_tile(const TsneShape *shape, int64_t tile);
-static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m);
-static void fill_windows(float *columns, const float *y, const TsneShape *shape, int64_t tile);
 static int cell_values(const TsneCell *cell);
 
 size_t k_tsne_scratch(const TsneShape *shape) {
-    return (size_t)omp_get_max_threads() * sizeof(Work) + (size_t)tsne_tile_count(shape->points) * sizeof(omp_lock_t);
+    return (size_t)omp_get_max_threads() * sizeof(Work) + MASKS * TSNE_CELL * sizeof(float) +
+           (size_t)tsne_tile_count(shape->points) * sizeof(omp_lock_t);
 }
 
-void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *memory) {
-    const int64_t tiles = k_tsne_tiles(shape->points);
-    const double scale = 1 / k_tsne_w_unit(shape->points);
+double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
+                     const TsneShape *shape, void *memory) {
+    const double w_scale = 1 / k_tsne_w_unit(shape->points);
     memset(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums);
     Scratch scratch = scratch_begin(memory, shape);
-    int64_t total = 0;
-#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total)
-    for (int64_t number = shape->part; number < tiles; number += shape->parts) {
-        int64_t row, column;
-        tsne_tile(&row, &column, shape->points, number);
-        total += (int64_t)(scale *
-                           repel_pair(sums, scratch.work + omp_get_thread_num(), scratch.lock, y, shape, row, column));
-    }
-    add_to_all(sums, shape, TSNE_TOTAL_W, total);
-    scratch_end(scratch, shape);
-}
-
-void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
-                       const TsneShape *shape, void *memory) {
-    const TsneInner *inner = tsne_inner();
-    const int A = shape->axes, floats = A * TSNE_BLOCK;
-    Scratch scratch = scratch_begin(memory, shape);
-    int64_t total = 0;
-#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total)
+    int64_t total_w = 0, total_cross = 0;
+#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total_w, total_cross)
     for (int64_t t = 0; t < affinities->tiles; t++) {
-        const int64_t cells = affinities->cell_start[t + 1] - affinities->cell_start[t];
-        if (cells == 0)
-            continue;
         Work *work = scratch.work + omp_get_thread_num();
-        int64_t tile[2];
-        tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
-        fill_windows(work->columns, y, shape, tile[1]);
-        float *force[2] = {work->row_force, work->column_force};
-        for (int side = 0; side < 2; side++)
-            memset(force[side], 0, (size_t)(A * TSNE_TILE) * sizeof(float));
-        double logs = inner->map[A - 2].attract(force[0], force[1], affinities->cell + affinities->cell_start[t], cells,
-                                                affinities->value + affinities->value_start[t],
-                                                y + tile[0] * TSNE_TILE_BLOCKS * floats, work->columns, cross);
-        total += (int64_t)(logs / TSNE_LOG_UNIT);
-        for (int side = 0; side < 2; side++) {
-            const int blocks = (points_in_tile(shape, tile[side]) + TSNE_BLOCK - 1) / TSNE_BLOCK;
-            omp_set_lock(&scratch.lock[tile[side]]);
-            for (int b = 0; b < blocks; b++)
-                inner->add_fixed(block_sums(sums, shape, tile[side] * TSNE_TILE_BLOCKS + b, true),
-                                 force[side] + b * floats, floats, 1 / TSNE_PULL_UNIT);
-            omp_unset_lock(&scratch.lock[tile[side]]);
-        }
+        const double since = omp_get_wtime();
+        Pair pair = pair_of(affinities, t, shape);
+        total_cross += (int64_t)(find_forces(work, scratch.mask, &pair, cross, y, shape) / TSNE_LOG_UNIT);
+        double w = 0;
+        for (int i = 0; i < pair.blocks[0] * TSNE_BLOCK; i++)
+            w += (double)work->row_w[i];
+        total_w += (int64_t)(w_scale * w);
+        add_forces(sums, work, scratch.lock, &pair, shape);
+        work->seconds += omp_get_wtime() - since;
     }
-    add_to_all(sums, shape, TSNE_TOTAL_CROSS, total);
+    add_to_all(sums, shape, TSNE_TOTAL_W, total_w);
+    add_to_all(sums, shape, TSNE_TOTAL_CROSS, total_cross);
+    double seconds = 0, pull_seconds = 0;
+    for (int i = 0; i < omp_get_max_threads(); i++) {
+        seconds += scratch.work[i].seconds;
+        pull_seconds += scratch.work[i].pull_seconds;
+    }
     scratch_end(scratch, shape);
+    return seconds > 0 ? pull_seconds / seconds : 0;
 }
 
 void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
@@ -134,7 +133,8 @@ void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const fl
         const float *value = affinities->value + affinities->value_start[t];
         int64_t tile[2];
         tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
-        fill_windows(windows, y, shape, tile[1]);
+        const int blocks = (points_in_tile(shape, tile[1]) + TSNE_BLOCK - 1) / TSNE_BLOCK;
+        fill_windows(windows, y + tile[1] * TSNE_TILE_BLOCKS * floats, blocks * shape->axes);
         for (int64_t c = affinities->cell_start[t]; c < affinities->cell_start[t + 1]; c++) {
             const TsneCell *cell = affinities->cell + c;
             const int place[2] = {cell->row, cell->column};
@@ -154,7 +154,17 @@ void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const fl
 }
 
 static Scratch scratch_begin(void *memory, const TsneShape *shape) {
-    Scratch scratch = {memory, (omp_lock_t *)((Work *)memory + omp_get_max_threads())};
+    const int threads = omp_get_max_threads(), last = (int)((shape->points - 1) % TSNE_BLOCK + 1);
+    Scratch scratch = {.work = memory};
+    scratch.mask = (float(*)[TSNE_CELL])(scratch.work + threads);
+    scratch.lock = (omp_lock_t *)(scratch.mask + MASKS);
+    for (int i = 0; i < threads; i++)
+        scratch.work[i].seconds = scratch.work[i].pull_seconds = 0;
+    fill_mask(scratch.mask[MASK_ALL], false, TSNE_BLOCK);
+    fill_mask(scratch.mask[MASK_NONE], false, 0);
+    fill_mask(scratch.mask[MASK_ONCE], true, TSNE_BLOCK);
+    fill_mask(scratch.mask[MASK_LAST], false, last);
+    fill_mask(scratch.mask[MASK_ONCE_LAST], true, last);
     for (int64_t t = 0; t < tsne_tile_count(shape->points); t++)
         omp_init_lock(&scratch.lock[t]);
     return scratch;
@@ -163,6 +173,116 @@ static Scratch scratch_begin(void *memory, const TsneShape *shape) {
 static void scratch_end(Scratch scratch, const TsneShape *shape) {
     for (int64_t t = 0; t < tsne_tile_count(shape->points); t++)
         omp_destroy_lock(&scratch.lock[t]);
+}
+
+/* columns: how many of the cell's are points; of its rows, too, where they are the same block. */
+static void fill_mask(float *mask, bool once, int columns) {
+    for (int s = 0; s < TSNE_BLOCK; s++)
+        for (int l = 0; l < TSNE_BLOCK; l++) {
+            const int column = (l + s) % TSNE_BLOCK;
+            const bool first = s > 0 && (s < TSNE_BLOCK / 2 || (s == TSNE_BLOCK / 2 && l < s));
+            mask[s * TSNE_BLOCK + l] = column < columns && (!once || (first && l < columns));
+        }
+}
+
+static Pair pair_of(const TsneAffinities *affinities, int64_t place, const TsneShape *shape) {
+    const int64_t blocks = (shape->points + TSNE_BLOCK - 1) / TSNE_BLOCK;
+    Pair pair = {.cell = affinities->cell + affinities->cell_start[place],
+                 .cells = affinities->cell_start[place + 1] - affinities->cell_start[place],
+                 .value = affinities->value + affinities->value_start[place]};
+    tsne_tile(&pair.tile[0], &pair.tile[1], shape->points, affinities->tile[place]);
+    for (int side = 0; side < 2; side++) {
+        const int64_t left = blocks - pair.tile[side] * TSNE_TILE_BLOCKS;
+        pair.blocks[side] = left < TSNE_TILE_BLOCKS ? (int)left : TSNE_TILE_BLOCKS;
+    }
+    pair.within = pair.tile[0] == pair.tile[1];
+    return pair;
+}
+
+/* All forces between the tiles, and w, into work; returns - sum of p ln w, if asked for. */
+static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool cross, const float *y,
+                          const TsneShape *shape) {
+    const int A = shape->axes, floats = A * TSNE_BLOCK;
+    const float *rows = y + pair->tile[0] * TSNE_TILE_BLOCKS * floats;
+    fill_windows(work->columns, y + pair->tile[1] * TSNE_TILE_BLOCKS * floats, pair->blocks[1] * A);
+    memset(work->column_push, 0, (size_t)(pair->blocks[1] * A * TSNE_WINDOW) * sizeof(float));
+    memset(work->row_push, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
+    memset(work->row_w, 0, TSNE_TILE * sizeof(float));
+    if (pair->cells > 0) {
+        memset(work->column_pull, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
+        memset(work->row_pull, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
+    }
+    double logs = 0;
+    const TsneCell *cell = pair->cell, *end = pair->cell + pair->cells;
+    for (int group = 0; group * TSNE_GROUP < pair->blocks[0]; group++) {
+        int64_t cells = 0;
+        while (cell + cells < end && cell[cells].row / TSNE_GROUP == group)
+            cells++;
+        const float *own = rows + group * TSNE_GROUP * floats;
+        const int left = pair->blocks[0] - group * TSNE_GROUP;
+        if (left < TSNE_GROUP) {
+            memset(work->last_rows, 0, sizeof work->last_rows);
+            own = memcpy(work->last_rows, own, (size_t)(left * floats) * sizeof(float));
+        }
+        repel_group(work, mask, group, pair, cells > 0, own, shape);
+        if (cells == 0)
+            continue;
+        const double since = omp_get_wtime();
+        logs += tsne_inner()->map[A - 2].attract(work->row_pull + group * TSNE_GROUP * floats, work->column_pull, cell,
+                                                 cells, &pair->value, work->w, own, work->columns, cross);
+        work->pull_seconds += omp_get_wtime() - since;
+        cell += cells;
+    }
+    return logs;
+}
+
+/* A group of rows against all columns that come after them. */
+static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, const Pair *pair, bool keep, const float *rows,
+                        const TsneShape *shape) {
+    const int floats = shape->axes * TSNE_BLOCK, row = group * TSNE_GROUP, last = pair->blocks[1] - 1;
+    const int whole =
+        shape->points % TSNE_BLOCK && pair->tile[1] == tsne_tile_count(shape->points) - 1 ? last : last + 1;
+    const int beside = pair->within ? row : 0,
+              after = pair->within ? row + TSNE_GROUP : 0; /* of the group's own columns */
+    float *push = work->row_push + row * floats, *w = work->row_w + row * TSNE_BLOCK, *kept = keep ? work->w : NULL;
+    const TsneMapLoops *loops = &tsne_inner()->map[shape->axes - 2];
+    for (int c = beside; c <= last; c++) {
+        if (c == after && c < whole)
+            c = whole;
+        if (c > last)
+            break;
+        const float *own[TSNE_GROUP];
+        for (int b = 0; b < TSNE_GROUP; b++) {
+            const bool once = pair->within && row + b == c;
+            own[b] = pair->within && row + b > c ? mask[MASK_NONE]
+                     : c >= whole                ? mask[once ? MASK_ONCE_LAST : MASK_LAST]
+                                                 : mask[once ? MASK_ONCE : MASK_ALL];
+        }
+        loops->repel(push, w, work->column_push, kept, rows, work->columns, c, c + 1, own);
+    }
+    if (after < whole)
+        loops->repel(push, w, work->column_push, kept, rows, work->columns, after, whole, NULL);
+}
+
+static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *pair, const TsneShape *shape) {
+    const int A = shape->axes, floats = A * TSNE_BLOCK;
+    const double push_scale = 1 / k_tsne_force_unit(shape->points), pull_scale = 1 / TSNE_PULL_UNIT;
+    for (int v = 0; v < pair->blocks[1] * A; v++) /* the two places of each column, in the first ones' room */
+        for (int l = 0; l < TSNE_BLOCK; l++)
+            work->column_push[v * TSNE_BLOCK + l] =
+                work->column_push[v * TSNE_WINDOW + l] + work->column_push[v * TSNE_WINDOW + TSNE_BLOCK + l];
+    const float *push[2] = {work->row_push, work->column_push}, *pull[2] = {work->row_pull, work->column_pull};
+    for (int side = 0; side < 2; side++) {
+        omp_set_lock(&lock[pair->tile[side]]);
+        for (int b = 0; b < pair->blocks[side]; b++) {
+            const int64_t block = pair->tile[side] * TSNE_TILE_BLOCKS + b;
+            tsne_inner()->add_fixed(block_sums(sums, shape, block, false), push[side] + b * floats, floats, push_scale);
+            if (pair->cells > 0)
+                tsne_inner()->add_fixed(block_sums(sums, shape, block, true), pull[side] + b * floats, floats,
+                                        pull_scale);
+        }
+        omp_unset_lock(&lock[pair->tile[side]]);
+    }
 }
 
 static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction) {
@@ -175,89 +295,16 @@ static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t
         sums[(part + 1) * k_tsne_sums(shape) - TSNE_TOTALS + total] += value;
 }
 
-/* Returns the sum of w over the unordered pairs. */
-static double repel_pair(int64_t *sums, Work *work, omp_lock_t *lock, const float *y, const TsneShape *shape,
-                         int64_t row_tile, int64_t column_tile) {
-    const TsneInner *inner = tsne_inner();
-    const int A = shape->axes, floats = A * TSNE_BLOCK, m = points_in_tile(shape, column_tile);
-    const int blocks = (points_in_tile(shape, row_tile) + TSNE_BLOCK - 1) / TSNE_BLOCK;
-    const int64_t row_block = row_tile * TSNE_TILE_BLOCKS, column_block = column_tile * TSNE_TILE_BLOCKS;
-    const double scale = 1 / k_tsne_force_unit(shape->points);
-    const bool within = row_tile == column_tile;
-    fill_columns(work, y, shape, column_tile, m);
-    double w = (within ? repel_within : repel_between)(work, y + row_block * floats, shape, m);
-    omp_set_lock(&lock[row_tile]);
-    for (int b = 0; b < blocks; b++)
-        inner->add_fixed(block_sums(sums, shape, row_block + b, false), work->row_force + b * floats, floats, scale);
-    omp_unset_lock(&lock[row_tile]);
-    if (within)
-        return w;
-    omp_set_lock(&lock[column_tile]);
-    for (int k = 0; k < m; k += TSNE_BLOCK)
-        for (int a = 0; a < A; a++)
-            inner->add_fixed(block_sums(sums, shape, column_block + k / TSNE_BLOCK, false) + a * TSNE_BLOCK,
-                             work->column_force + a * TSNE_STRIDE + k, m - k < TSNE_BLOCK ? m - k : TSNE_BLOCK, scale);
-    omp_unset_lock(&lock[column_tile]);
-    return w;
-}
-
-/* A whole tile of rows against m columns. */
-static double repel_between(Work *work, const float *rows, const TsneShape *shape, int m) {
-    memset(work->column_force, 0, sizeof work->column_force);
-    tsne_inner()->map[shape->axes - 2].repel_both(work->row_force, work->row_w, work->column_force, rows, work->columns,
-                                                  m);
-    for (int a = 0; a < shape->axes; a++)
-        for (int k = m; k < m + TSNE_BLOCK - 1; k++)
-            work->column_force[a * TSNE_STRIDE + k % m] += work->column_force[a * TSNE_STRIDE + k];
-    double w = 0;
-    for (int i = 0; i < TSNE_TILE; i++)
-        w += (double)work->row_w[i];
-    return w;
-}
-
-/* A tile of m points against itself: every ordered pair, but not of a point with itself, which meet at the step that
- * lines up the block's rows with its columns. */
-static double repel_within(Work *work, const float *rows, const TsneShape *shape, int m) {
-    const int A = shape->axes, floats = A * TSNE_BLOCK;
-    double w = 0;
-    for (int first = 0; first < m; first += TSNE_BLOCK) {
-        const int b = first / TSNE_BLOCK, lanes = m - first < TSNE_BLOCK ? m - first : TSNE_BLOCK;
-        float *force = work->row_force + b * floats, *row_w = work->row_w + first;
-        tsne_inner()->map[A - 2].repel_rows(force, row_w, rows + b * floats, work->columns, m, first);
-        for (int l = 0; l < lanes; l++)
-            w += (double)row_w[l];
-        for (int a = 0; a < A; a++) /* rows of padding feel nothing */
-            for (int l = lanes; l < TSNE_BLOCK; l++)
-                force[a * TSNE_BLOCK + l] = 0;
-    }
-    return w / 2;
+/* windows (vectors, TSNE_WINDOW) <- from (vectors, 16), twice each. */
+static void fill_windows(float *windows, const float *from, int vectors) {
+    for (int v = 0; v < vectors; v++)
+        for (int twice = 0; twice < 2; twice++)
+            memcpy(windows + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK, TSNE_BLOCK * sizeof(float));
 }
 
 static int points_in_tile(const TsneShape *shape, int64_t tile) {
     const int64_t left = shape->points - tile * TSNE_TILE;
     return left < TSNE_TILE ? (int)left : TSNE_TILE;
-}
-
-/* columns (A, TSNE_STRIDE) */
-static void fill_columns(Work *work, const float *y, const TsneShape *shape, int64_t tile, int m) {
-    const int floats = shape->axes * TSNE_BLOCK;
-    const float *from = y + tile * TSNE_TILE_BLOCKS * floats;
-    for (int a = 0; a < shape->axes; a++) {
-        float *to = work->columns + a * TSNE_STRIDE;
-        for (int k = 0; k < m; k++)
-            to[k] = from[k / TSNE_BLOCK * floats + a * TSNE_BLOCK + k % TSNE_BLOCK];
-        for (int k = m; k < m + TSNE_BLOCK - 1; k++)
-            to[k] = to[k % m];
-    }
-}
-
-/* columns (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) */
-static void fill_windows(float *columns, const float *y, const TsneShape *shape, int64_t tile) {
-    const int vectors = (points_in_tile(shape, tile) + TSNE_BLOCK - 1) / TSNE_BLOCK * shape->axes;
-    const float *from = y + tile * TSNE_TILE_BLOCKS * shape->axes * TSNE_BLOCK;
-    for (int v = 0; v < vectors; v++)
-        for (int twice = 0; twice < 2; twice++)
-            memcpy(columns + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK, TSNE_BLOCK * sizeof(float));
 }
 
 static int cell_values(const TsneCell *cell) {

@@ -30,6 +30,7 @@ typedef struct {
 
 static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, const Cells *all, int64_t number,
                                float *columns);
+static int blocks_in_tile(int64_t tile, int64_t blocks);
 static void make_windows(float *windows, const float *from, int vectors);
 static void set_apart(float *d, int64_t row, int64_t column, int64_t points);
 static void add_cell(TileSums *sums, const TsneCellSums *cell, int row, int column);
@@ -122,11 +123,13 @@ static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, con
     int64_t row_tile, column_tile;
     tsne_tile(&row_tile, &column_tile, all->shape->points, number);
     TsneTileSize size = {0, 0};
-    for (int c = 0; c < TSNE_TILE_BLOCKS && column_tile * TSNE_TILE_BLOCKS + c < blocks; c++) {
+    const int row_blocks = blocks_in_tile(row_tile, blocks), column_blocks = blocks_in_tile(column_tile, blocks);
+    for (int k = 0; k < (row_blocks + TSNE_GROUP - 1) / TSNE_GROUP * column_blocks; k++) { /* by groups of rows */
+        const int first = k / column_blocks * TSNE_GROUP, c = k % column_blocks;
         const int64_t column = column_tile * TSNE_TILE_BLOCKS + c;
         make_windows(columns, all->x + column * D * TSNE_BLOCK, D);
         make_windows(numbers, rows->numbers + column * row_floats, rows->count * TSNE_ROW_NUMBERS);
-        for (int r = 0; r < TSNE_TILE_BLOCKS && row_tile * TSNE_TILE_BLOCKS + r <= column; r++) {
+        for (int r = first; r < first + TSNE_GROUP && row_tile * TSNE_TILE_BLOCKS + r <= column; r++) {
             const int64_t row = row_tile * TSNE_TILE_BLOCKS + r;
             TsneCell found = {.row = (uint8_t)r, .column = (uint8_t)c};
             TsneCellSums cell_sums;
@@ -144,6 +147,11 @@ static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, con
         }
     }
     return size;
+}
+
+static int blocks_in_tile(int64_t tile, int64_t blocks) {
+    const int64_t left = blocks - tile * TSNE_TILE_BLOCKS;
+    return left < TSNE_TILE_BLOCKS ? (int)left : TSNE_TILE_BLOCKS;
 }
 
 static void make_windows(float *windows, const float *from, int vectors) {

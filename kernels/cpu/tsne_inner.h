@@ -10,11 +10,10 @@
 #include <stdint.h>
 
 #include "kernels.h"
-#include "shared_tsne.h"
+#include "shared_place.h"
 
-/* The stride of the repulsion's column arrays, whose first 15 entries are repeated past the end so that a window of 16
- * may wrap around. */
-enum { TSNE_STRIDE = TSNE_TILE + 16, TSNE_WINDOW = 2 * TSNE_BLOCK };
+/* Four blocks of rows are a group, whose cells in a column's block stand together; a cell has 256 pairs. */
+enum { TSNE_WINDOW = 2 * TSNE_BLOCK, TSNE_GROUP = 4, TSNE_CELL = TSNE_BLOCK * TSNE_BLOCK };
 
 /* Of a cell, for its rows and for its columns: sums of c(j|i) + c(i|j). p_log_p: of p ln p over the kept pairs. */
 typedef struct {
@@ -22,15 +21,16 @@ typedef struct {
 } TsneCellSums;
 
 typedef struct {
-    /* fi (TSNE_TILE_BLOCKS, A, 16), zi (TSNE_TILE_BLOCKS, 16): sums of w^2 (yi - yj) and of w over the tile's m columns;
-     * fj (A, TSNE_STRIDE): the same forces from the columns' side, added. All TSNE_TILE rows; yj (A, TSNE_STRIDE). */
-    void (*repel_both)(float *fi, float *zi, float *fj, const float *yi, const float *yj, int m);
-    /* One block of rows, its side only, without the step s = self (-1: none). fi (A, 16), zi (16). */
-    void (*repel_rows)(float *fi, float *zi, const float *yi, const float *yj, int m, int self);
-    /* fi, fj (TSNE_TILE_BLOCKS, A, 16) += p w (yi - yj) and its opposite, over the cells of a tile; yi like fi, yj
-     * (TSNE_TILE_BLOCKS, A, TSNE_WINDOW). Returns, if asked for, - sum of p ln w, else 0. */
-    double (*attract)(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float *value, const float *yi,
-                      const float *yj, bool cross);
+    /* A group of rows against the blocks [from, to) of a tile's columns. fi (TSNE_GROUP, A, 16), zi (TSNE_GROUP, 16) += sums
+     * of w^2 (yi - yj) and of w; fj (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) += the same forces from the columns' side, of a
+     * column in two places. w, if not NULL (TSNE_TILE_BLOCKS, TSNE_GROUP, 16 diagonals, 16). yi like fi, yj like fj. mask, if
+     * not NULL: for each block of rows 1 or 0 (16 diagonals, 16), which w is multiplied by. */
+    void (*repel)(float *fi, float *zi, float *fj, float *w, const float *yi, const float *yj, int from, int to,
+                  const float *const *mask);
+    /* fi (TSNE_GROUP, A, 16), fj (TSNE_TILE_BLOCKS, A, 16) += p w (yi - yj) and its opposite, over cells of the group; value
+     * moves on behind their p. w, yi, yj as above. Returns, if asked for, - sum of p ln w, else 0. */
+    double (*attract)(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
+                      const float *yi, const float *yj, bool cross);
     /* sums (2, 16): of p ln(p / w) over one cell, of its rows and of its columns; yi (A, 16), yj (A, TSNE_WINDOW): of its
      * blocks. */
     void (*point_logs)(float *sums, const TsneCell *cell, const float *value, const float *yi, const float *yj);
@@ -61,6 +61,11 @@ typedef struct {
     /* nearer (A, 16) += how many of those n points are nearer than point `asked` (A, 16) at asked_distance (A, 16). */
     void (*count_nearer)(int32_t *nearer, const int32_t *asked, const float *asked_distance, int A, const float *d, int n,
                          int32_t first);
+    /* Of placing. d (n, 16) becomes exp(-beta (d - low)). */
+    void (*exponentials)(float *d, int64_t n, const float *beta, const float *low);
+    /* In maps of 2 and of 3 axes: sums (place_sums, 16) of shared_place.h at y (A, 16), over n fixed points with the
+     * weights e (n, 16). map (.., A, 16). */
+    void (*place[2])(double *sums, const float *e, int64_t n, const float *map, const float *y);
 } TsneInner;
 
 const TsneInner *tsne_inner(void);

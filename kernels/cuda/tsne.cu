@@ -108,15 +108,15 @@ static int column_parts(int64_t points) {
     return points <= FEW ? FEW_PARTS : 1;
 }
 
-/* sums: zeros before. A tile against itself: every ordered pair, for the rows' side only. Grid: ROW_PARTS for each of the
- * rank's pairs of tiles, and column_parts. */
+/* sums: zeros before. tile: numbers of the rank's pairs of tiles. A tile against itself: every ordered pair, for the rows'
+ * side only. Grid: ROW_PARTS for each of the rank's pairs of tiles, and column_parts. */
 template <int A>
-static __global__ void __launch_bounds__(ROWS) repel(int64_t *sums, const float *y, int64_t points, int64_t count,
-                                                     int part, int parts, float force_scale, double w_scale) {
+static __global__ void __launch_bounds__(ROWS) repel(int64_t *sums, const int64_t *tile, const float *y,
+                                                     int64_t points, int64_t count, float force_scale, double w_scale) {
     __shared__ float row_force[WARPS][A][ROWS];
     __shared__ double warp_w[WARPS];
     int64_t row_tile, column_tile;
-    tsne_tile(&row_tile, &column_tile, points, part + (int64_t)(blockIdx.x / ROW_PARTS) * parts);
+    tsne_tile(&row_tile, &column_tile, points, tile[blockIdx.x / ROW_PARTS]);
     const int64_t first = row_tile * TSNE_TILE + (int64_t)(blockIdx.x % ROW_PARTS) * ROWS;
     if (first >= points) /* the whole block */
         return;
@@ -181,16 +181,11 @@ static void share_with_all(cudaStream_t stream, int64_t *sums, const TsneShape *
         gpu_launch(share_total, 1, WORK_THREADS, 0, stream, sums, k_tsne_sums(shape), total, shape->parts);
 }
 
-void k_tsne_repulsion(int64_t *sums, const float *y, const TsneShape *shape, void *scratch) {
-    (void)scratch;
-    cudaStream_t stream = gpu_own_lane()->stream;
-    const int64_t pairs = k_tsne_tiles(shape->points);
-    const int64_t mine = (pairs - shape->part + shape->parts - 1) / shape->parts; /* 0 where there are more ranks */
-    GPU_OK(cudaMemsetAsync(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums, stream));
-    const dim3 grid(gpu_blocks(mine * ROW_PARTS, 1), (unsigned)column_parts(shape->points));
-    gpu_launch(shape->axes == 2 ? repel<2> : repel<3>, grid, ROWS, 0, stream, sums, y, shape->points, shape->count,
-               shape->part, shape->parts, (float)(1 / k_tsne_force_unit(shape->points)),
-               1 / k_tsne_w_unit(shape->points));
+static void launch_repulsion(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape,
+                             cudaStream_t stream) {
+    const dim3 grid(gpu_blocks(affinities->tiles * ROW_PARTS, 1), (unsigned)column_parts(shape->points));
+    gpu_launch(shape->axes == 2 ? repel<2> : repel<3>, grid, ROWS, 0, stream, sums, affinities->tile, y, shape->points,
+               shape->count, (float)(1 / k_tsne_force_unit(shape->points)), 1 / k_tsne_w_unit(shape->points));
     share_with_all(stream, sums, shape, TSNE_TOTAL_W);
 }
 
@@ -338,10 +333,8 @@ static __global__ void __launch_bounds__(PULL_THREADS, 3)
     }
 }
 
-void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
-                       const TsneShape *shape, void *scratch) {
-    (void)scratch;
-    cudaStream_t stream = gpu_own_lane()->stream;
+static void launch_attraction(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
+                              const TsneShape *shape, cudaStream_t stream) {
     const dim3 grid(gpu_blocks(affinities->tiles, 1), shape->points <= PULL_FEW ? PULL_PARTS : 1);
     gpu_launch(shape->axes == 2 ? (cross ? attract<2, true> : attract<2, false>)
                                 : (cross ? attract<3, true> : attract<3, false>),
@@ -349,6 +342,16 @@ void k_tsne_attraction(int64_t *sums, const TsneAffinities *affinities, bool cro
                affinities->cell, affinities->value, y, shape->points, shape->count);
     if (cross)
         share_with_all(stream, sums, shape, TSNE_TOTAL_CROSS);
+}
+
+double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y, const TsneShape *shape,
+                     void *scratch) {
+    (void)scratch;
+    cudaStream_t stream = gpu_own_lane()->stream;
+    GPU_OK(cudaMemsetAsync(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums, stream));
+    launch_repulsion(sums, affinities, y, shape, stream);
+    launch_attraction(sums, affinities, cross, y, shape, stream);
+    return 0;
 }
 
 /* ---- What each point has of the divergence ----------------------------------------------------------------------- */

@@ -184,7 +184,8 @@ static __device__ __forceinline__ void add_units(int64_t *sum, double value, dou
 /* c(j|i) or c(i|j) of a pair, from the numbers of its row or of its column in each kernel, `apart` from each other. */
 static __device__ __forceinline__ float conditional(float d, const float *numbers, int apart, int kernels) {
     float sum = 0;
-    for (int k = 0; k < kernels; k++, numbers += TSNE_ROW_NUMBERS * apart)
+#pragma unroll 1 /* else registers are spilled */
+    for (; kernels > 0; kernels--, numbers += TSNE_ROW_NUMBERS * apart)
         sum += expf(-(d - numbers[TSNE_ROW_LOW * apart]) * numbers[TSNE_ROW_BETA * apart]) *
                numbers[TSNE_ROW_SCALE * apart];
     return sum;
@@ -280,13 +281,15 @@ static __global__ void __launch_bounds__(CELL_THREADS)
     int64_t row_tile, column_tile, cells = 0, values = 0;
     tsne_tile(&row_tile, &column_tile, points, STORE ? tile[blockIdx.x] : from + blockIdx.x * step);
     const int64_t row_block = row_tile * TSNE_TILE_BLOCKS + 2 * half; /* and the next one */
-    const float *own[2], *own_numbers[2];
+    const float *own[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int64_t block = row_block + r < blocks ? row_block + r : 0; /* past the points: no pair */
         own[r] = x + block * TSNE_BLOCK * width + l;
-        own_numbers[r] = rows + block * all_kernels * TSNE_ROW_NUMBERS * TSNE_BLOCK + l;
     }
+    const int row_numbers = all_kernels * TSNE_ROW_NUMBERS * TSNE_BLOCK;
+    const int to_next = row_block + 1 < blocks ? row_numbers : 0;
+    const float *own_numbers = rows + (row_block < blocks ? row_block * row_numbers : 0) + l;
     double row_kept[2] = {0, 0}, row_dropped[2] = {0, 0}, logs = 0;
     for (int c = 0; c < TSNE_TILE_BLOCKS && column_tile * TSNE_TILE_BLOCKS + c < blocks; c++) {
         const int64_t column_block = column_tile * TSNE_TILE_BLOCKS + c;
@@ -304,7 +307,7 @@ static __global__ void __launch_bounds__(CELL_THREADS)
             for (int r = 0; r < 2; r++) {
                 const bool real =
                     row_block + r <= column_block && is_pair((row_block + r) * TSNE_BLOCK + l, column, s, points);
-                const float there = real ? conditional(d[r][s], own_numbers[r], TSNE_BLOCK, kernels) : 0;
+                const float there = real ? conditional(d[r][s], own_numbers + r * to_next, TSNE_BLOCK, kernels) : 0;
                 const float back = real ? conditional(d[r][s], numbers + l + s, WINDOW, kernels) : 0;
                 const bool keep = real && (there >= least || back >= least);
                 pairs[r] += __popc(half_ballot(keep));
