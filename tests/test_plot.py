@@ -120,6 +120,29 @@ def test_points_fade_with_their_trust(tmp_path):
     assert (np.diff(alpha[np.argsort(trust)]) >= 0).all() and alpha.min() < 0.1 and alpha.max() > 0.6
 
 
+@pytest.mark.parametrize("axes, classes", [(2, 5), (3, 30)])
+def test_several_maps(tmp_path, axes, classes):
+    """Side by side, with their numbers; what moves most fades most."""
+    _, ds, drawn = draw(tmp_path, several=True, axes=axes, classes=classes, unmapped=9, samples=120)
+    figure = drawn["logits_tsne_maps"]
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [
+        "perplexity 30, seed 0: KL 1.250", "perplexity 30, seed 1: KL 1.500", "perplexity 5+50, seed 0: KL 1.000",
+        "perplexity 5+50, seed 1: KL 2.000"]
+    assert f"mean spread {float(ds.logits_tsne_spread_overall):.3f} radii" in figure.get_suptitle()
+    assert f"{float(ds.logits_tsne_persistence_overall):.1%} of neighbours persist" in figure.get_suptitle()
+    assert "111 samples" in figure.get_suptitle()
+    if axes == 3:
+        return
+    spread = ds.logits_tsne_spread.values[9:]
+    for panel, values in zip(panels, ds.logits_tsne_maps.values):
+        alpha = {tuple(p): a for c in panel.collections if len(c.get_offsets())
+                 for p, a in zip(c.get_offsets().astype(np.float32).tolist(), c.get_alpha())}
+        found = np.array([alpha[tuple(p)] for p in values[9:].tolist()])
+        assert (np.diff(found[np.argsort(spread)]) <= 1e-6).all() and found.max() - found.min() > 0.5
+    assert len(figure.legends) == 1
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_places_in_a_stored_map(tmp_path, axes):
     """New samples in the colours of their classes, over all mapped ones in grey."""
