@@ -56,7 +56,8 @@ typedef struct {
     bool done;
 } PlaceSearch;
 
-static const double PLACE_RADIUS = 1, PLACE_SHORT = 0x1p-12; /* in units of the map, whose kernel has width 1 */
+/* In units of the map, whose kernel has width 1. */
+static const double PLACE_RADIUS = 1, PLACE_RADIUS_MOST = 0x1p20, PLACE_SHORT = 0x1p-12;
 static const double PLACE_NOISE = 0x1p-18;                   /* of an energy, which is a sum of float32 terms */
 
 ON_BOTH PlaceSearch place_begin(const float *start, int A) {
@@ -140,7 +141,7 @@ ON_BOTH void place_step(PlaceSearch *s, const double *sums, double mass, int A) 
             s->y[a] = s->next[a];
         s->model = found;
         if (!first && gained > 0.5 * s->promised && 2 * s->length > s->radius)
-            s->radius = 2 * s->length;
+            s->radius = fmin(2 * s->length, PLACE_RADIUS_MOST);
         s->done = !first && s->length < PLACE_SHORT;
     } else {
         s->radius = s->length / 4;

@@ -49,9 +49,10 @@ char **dataset_names(Arena *arena, const char *path, int64_t count, int64_t *fou
 void *dataset_file_bytes(Arena *arena, const char *path, size_t *size);
 
 /* Of a results file of this program (dataset_result.c): the names of its variables; dies where it is none, or not finished.
- * And a number among the attributes of one of them, NAN where there is none. */
+ * A number among the attributes of one of them, NAN where there is none. Whether an attribute of the file is that text. */
 const char **dataset_result_names(Arena *arena, const char *path, int *count);
 double dataset_result_number(const char *path, const char *variable, const char *attribute);
+bool dataset_result_says(const char *path, const char *name, const char *text);
 
 /* SHA-256 of a file, in hexadecimal. */
 void dataset_sha256(char hex[65], const char *path);

@@ -32,14 +32,19 @@ static int open_result(const char *path) {
     return nc;
 }
 
+/* False: there is no such text, or it is longer than that. */
+static bool take_text(int nc, const char *name, char *text, size_t size) {
+    nc_type type;
+    size_t length;
+    memset(text, 0, size);
+    return nc_inq_att(nc, NC_GLOBAL, name, &type, &length) == NC_NOERR && type == NC_CHAR && length < size &&
+           nc_get_att_text(nc, NC_GLOBAL, name, text) == NC_NOERR;
+}
+
 const char **dataset_result_names(Arena *arena, const char *path, int *count) {
     const int nc = open_result(path);
     char text[NC_MAX_NAME + 1] = "";
-    nc_type type;
-    size_t length;
-    const bool there = nc_inq_att(nc, NC_GLOBAL, "status", &type, &length) == NC_NOERR && type == NC_CHAR &&
-                       length < sizeof text && nc_get_att_text(nc, NC_GLOBAL, "status", text) == NC_NOERR;
-    if (!there || strcmp(text, "complete") != 0) {
+    if (!take_text(nc, "status", text, sizeof text) || strcmp(text, "complete") != 0) {
         nc_close(nc);
         die("%s: is no finished results file of cnnscope (it does not say status = \"complete\"), expected one with a "
             "t-SNE map in it",
@@ -66,4 +71,12 @@ double dataset_result_number(const char *path, const char *variable, const char 
         value = NAN;
     nc_close(nc);
     return value;
+}
+
+bool dataset_result_says(const char *path, const char *name, const char *text) {
+    char found[256];
+    const int nc = open_result(path);
+    const bool there = take_text(nc, name, found, sizeof found);
+    nc_close(nc);
+    return there && strcmp(found, text) == 0;
 }

@@ -17,6 +17,7 @@
 static const int64_t PIECE_BYTES = (int64_t)64 << 20;
 static const double PIECE_PAIRS = 2e8;  /* of new and mapped samples, between two words of progress: a second or so */
 static const double FAR_AWAY = 0x1p40;  /* beyond so many times the features of the map, squared distances overflow */
+static const float MAP_MOST = 1e12f;    /* no t-SNE map is so large; likewise */
 enum { PIECE_LEAST = 64 * TSNE_BLOCK }; /* new samples: enough for all threads */
 
 static void refuse_too_large(const Place *p);
@@ -72,6 +73,18 @@ static void read_everywhere(float *rows, Dataset *from, int64_t first, int64_t c
     watchdog_tick();
 }
 
+static void check_map(const Place *p) {
+    float most = 0;
+    for (int64_t i = 0; i < p->shape.points * p->shape.axes; i++)
+        most = fmaxf(most, fabsf(p->map[i]));
+    if (most > MAP_MOST)
+        die("%s: a point at %g, expected at most %g; is the file damaged?", p->from->map->spec, (double)most,
+            (double)MAP_MOST);
+    if ((double)p->shape.points <= p->from->perplexity)
+        die("%s: %lld samples have a place on the map, expected more than its perplexity, %g; is the file damaged?",
+            p->from->map->spec, (long long)p->shape.points, p->from->perplexity);
+}
+
 /* Who has a place on the map, and where. */
 static void read_map(Place *p) {
     const PlaceMap *from = p->from;
@@ -102,9 +115,8 @@ static void read_map(Place *p) {
         p->kept[kept] = i;
         p->shape.points++;
     }
-    if (!error_caught() && (double)p->shape.points <= from->perplexity)
-        die("%s: %lld samples have a place on the map, expected more than its perplexity, %g; is the file damaged?",
-            from->map->spec, (long long)p->shape.points, from->perplexity);
+    if (!error_caught())
+        check_map(p);
     comm_all_ok();
 }
 
@@ -117,8 +129,7 @@ static void refuse_too_large(const Place *p) {
     const double left = (double)dev_available() / comm_memory_sharers();
     if (!error_caught() && bytes > left)
         die("%s: placing into %lld samples of %d numbers takes %.2f GiB on each rank, which has %.2f GiB; use fewer "
-            "ranks "
-            "on a node or fewer threads, or a map by a smaller --pre-pca or by --tsne-samples",
+            "ranks on a node or fewer threads, or a map by a smaller --pre-pca or by --tsne-samples",
             p->job->options->map, (long long)p->shape.points, from->width, bytes / 0x1p30, left / 0x1p30);
     comm_all_ok();
 }

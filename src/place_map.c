@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "output.h"
+#include "progress.h"
 
 typedef struct {
     Arena *arena;
@@ -24,9 +25,14 @@ static void open_map(PlaceMap *map, const Stored *stored, const char *layer, int
 PlaceMap *place_maps(Arena *arena, int *count, Options *options, const Model *model, int64_t width) {
     Stored stored = {.arena = arena, .path = options->map};
     stored.names = dataset_result_names(arena, options->map, &stored.count);
-    if (!options->embed_given && model)
+    const bool any =
+        !options->embed_given || (options->embed.count == 1 && strcmp(options->embed.items[0], "all") == 0);
+    if (model && !dataset_result_says(options->map, "model_sha256", model->sha256))
+        progress_say("%s was not made with %s: unless that is the same network in another file, its map says nothing",
+                     options->map, options->model);
+    if (any && model)
         choose_by_model(&stored, options, model);
-    else if (!options->embed_given)
+    else if (any)
         choose_alone(&stored, options);
     *count = options->embed.count;
     PlaceMap *maps = ARENA_ARRAY(arena, PlaceMap, *count, "maps");

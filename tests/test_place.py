@@ -220,6 +220,25 @@ def test_through_the_network(tmp_path: Path) -> None:
     assert np.allclose(result["gap_place_kl"], expected, atol=2e-5)
 
 
+def test_another_network_is_named(tmp_path: Path) -> None:
+    network = ("--model", MODEL, "--images", IMAGES, "--samples", 40)
+    succeed(tmp_path / "map.nc", *network, "--attribution", "none", "--perplexity", 5, *SHORT)
+    words = ("place", "--map", tmp_path / "map.nc", *network, "--overwrite", "--output", tmp_path / "r.nc")
+    said = f"{tmp_path / 'map.nc'} was not made with {MODEL}: "
+    for same in (True, False):
+        done = run(*words)
+        assert done.status == 0 and any(line.startswith(said) for line in done.lines) != same, done.lines
+        with netCDF4.Dataset(tmp_path / "map.nc", "a") as file:
+            file.model_sha256 = "0" * 64
+
+
+def changed_map(folder: Path) -> Path:
+    path = shutil.copy(folder / "map.nc", folder / "changed.nc")
+    with netCDF4.Dataset(path, "a") as file:
+        file["input_tsne"][3] = 1e20
+    return path
+
+
 def renamed(folder: Path, name: str, variable: str) -> Path:
     """The map, without a variable."""
     path = shutil.copy(folder / "map.nc", folder / name)
@@ -244,6 +263,7 @@ WRONG = {
     "not ours": (("--map", "{unfinished}"), "is no finished results file of cnnscope"),
     "no map": (("--map", "{no_map}"), "has t-SNE maps of no layer, expected one; make one (--tsne 2)"),
     "no features": (("--map", "{no_features}"), "has no features of input, expected input_pre_pca"),
+    "a place out of reach": (("--map", "{changed}"), "changed.nc:input_tsne: a point at 1e+20, expected at most 1e+12"),
     "another layer": (("--embed", "gap"), "has t-SNE maps of input, expected one of gap"),
     "no --map": ((), "--map is missing"),
     "twice": (("--model", MODEL), "`place` takes either a network and images"),
@@ -255,7 +275,7 @@ WRONG = {
 def test_what_is_wrong_is_said_in_one_line(stored: Path, tmp_path: Path, name: str) -> None:
     words, expected = WRONG[name]
     x = np.load(stored / "x.npy")
-    files = {"folder": tmp_path, "x": stored / "x.npy", "unfinished": unfinished(stored),
+    files = {"folder": tmp_path, "x": stored / "x.npy", "unfinished": unfinished(stored), "changed": changed_map(stored),
              "no_map": renamed(stored, "no_map.nc", "input_tsne"),
              "no_features": renamed(stored, "no_features.nc", "input_pre_pca")}
     for key, array in (("narrow", x[:, 1:]), ("empty", x[:0]), ("far", x * np.float32(1e30))):
