@@ -44,8 +44,8 @@ FORMATS = ("png", "pdf", "svg")
 CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei"}
 MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
-ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam", "layercam", "guided_backprop",
-                "smoothgrad", "integrated_gradients", "occlusion")
+ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam", "layercam",
+                "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
 EVIDENCE = ("deletion", "insertion", "sparseness")
 PER_PAGE = 20  # samples
 METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Placed in the t-SNE map"}  # of a layer
@@ -496,7 +496,7 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
 
 
 def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -> Figure:
-    """A row for each sample: the input, then each method's map with its evidence. Red: for the category, blue: against it."""
+    """A row for each sample: the input, then each method's map with its evidence; red for the category, blue against."""
     height, width = ds[names[0]].shape[-2:]
     tall = 1.7 * np.clip(height / width, 0.25, 3)
     columns = len(names) + ("image" in ds)

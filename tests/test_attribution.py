@@ -149,7 +149,7 @@ def test_label_as_target(result, tmp_path):
     assert not np.array_equal(got["saliency_signed"][2], expected["saliency_signed"][2])
 
 
-# ---- Completeness ------------------------------------------------------------------------------------------------------
+# ---- Completeness ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -159,7 +159,8 @@ def test_delta_is_what_completeness_misses(result, golden, name):
                                atol=2e-3 * np.abs(gold["integrated_gradients"].sum((1, 2, 3))).max())
     assert (got["integrated_gradients_steps"] == 20).all()
     attributes = read(result(name))[0]["integrated_gradients"].attributes
-    assert attributes["steps"] == 20 and attributes["baseline"] == {"color": "mean", "binary": "51", "resnet": "zero"}[name]
+    assert attributes["steps"] == 20
+    assert attributes["baseline"] == {"color": "mean", "binary": "51", "resnet": "zero"}[name]
 
 
 def test_tolerance_doubles_the_steps_of_those_that_miss_it(tmp_path):
@@ -184,7 +185,8 @@ def test_tolerance_doubles_the_steps_of_those_that_miss_it(tmp_path):
 def test_baselines(result, tmp_path):
     """A file's image is a number's where all its pixels are that; the mean image is the mean."""
     def of(baseline: object) -> np.ndarray:
-        return values(result("color", "--attribution", "integrated_gradients", "--baseline", baseline))["integrated_gradients"]
+        method = "integrated_gradients"
+        return values(result("color", "--attribution", method, "--baseline", baseline))[method]
 
     shape = (3, 18, 27)
     np.save(tmp_path / "grey.npy", np.full(shape, 51, np.uint8))
@@ -201,16 +203,18 @@ def test_baselines(result, tmp_path):
 def test_mean_of_floats(tmp_path):
     """Sums of floats are those of whole units: near the mean, and the same bits on other ranks."""
     images = np.load(GOLDEN / "kernels_images.npy")
+    images[0] *= 8  # on the first rank alone
+    np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "mean.npy", images.astype(np.float64).mean(0).astype(np.float32))
-    common = ("--model", GOLDEN / "kernels.pth", "--images", GOLDEN / "kernels_images.npy", "--layout", "NHWC", "--tsne",
-              0, "--attribution", "integrated_gradients", "--ig-steps", 4, "--batch", 4)
+    common = ("--model", GOLDEN / "kernels.pth", "--images", tmp_path / "images.npy", "--layout", "NHWC", "--tsne", 0,
+              "--attribution", "integrated_gradients", "--ig-steps", 4, "--batch", 4)
     one, two, file = (values(succeed(tmp_path / f"{i}.nc", *common, "--baseline", b, ranks=r))["integrated_gradients"]
                       for i, (b, r) in enumerate((("mean", 1), ("mean", 3), (tmp_path / "mean.npy", 1))))
     assert np.array_equal(one, two)
     assert_close(one, file, 1e-5, 1e-2)
 
 
-# ---- Evidence ----------------------------------------------------------------------------------------------------------
+# ---- Evidence --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["color", "binary"])
@@ -274,7 +278,7 @@ def test_sparseness_and_agreement(result, golden):
         assert np.array_equal(plain[name], got[name])  # at the layer's resolution in the file
 
 
-# ---- Bits, choices, mistakes -------------------------------------------------------------------------------------------
+# ---- Bits, choices, mistakes -----------------------------------------------------------------------------------------
 
 
 def test_same_bits_for_ranks_threads_and_batches(few, tmp_path):
@@ -299,7 +303,8 @@ def test_asking_for_more_changes_nothing(result):
 def test_chosen_samples_have_the_same_maps(tmp_path):
     common = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS, "--samples", 600, "--tsne", 0, "--attribution",
               "smoothgrad,integrated_gradients", "--target", "label", "--ig-steps", 3, "--smoothgrad-draws", 2)
-    every, chosen = (values(succeed(tmp_path / f"{k}.nc", *common, "--keep-maps", k, ranks=2)) for k in ("all", "chosen"))
+    every, chosen = (values(succeed(tmp_path / f"{k}.nc", *common, "--keep-maps", k, ranks=2))
+                     for k in ("all", "chosen"))
     kept = chosen["map_sample"]
     assert 0 < len(kept) < 600
     for name in ("smoothgrad", "integrated_gradients", "integrated_gradients_delta", "attribution_target"):

@@ -232,7 +232,8 @@ def test_methods_side_by_side(tmp_path):
     drawn = dict(plot.figures(ds, [3, 59]))
     assert "gradcam_plus_plus" not in drawn and {"gradcam", "saliency"} <= set(drawn)
     axes = drawn["methods"].axes
-    assert len(axes) == 2 * 5 and axes[1].get_title() == "saliency\ndeletion 0.05" and axes[6].get_title() == "deletion 1.00"
+    assert len(axes) == 2 * 5
+    assert axes[1].get_title() == "saliency\ndeletion 0.05" and axes[6].get_title() == "deletion 1.00"
     red_and_blue = axes[8].images[0]
     np.testing.assert_array_equal(red_and_blue.get_array(), signed[59].sum(0))
     assert red_and_blue.get_clim() == (-np.abs(signed[59].sum(0)).max(), np.abs(signed[59].sum(0)).max())

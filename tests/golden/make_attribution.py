@@ -39,7 +39,7 @@ CAMS = {"gradcam": GradCAM, "gradcam_plus_plus": GradCAMPlusPlus, "hirescam": Hi
 def noise(sample: int, draw: int, size: int) -> np.ndarray:
     """Normal deviates of one sample's draw."""
     mask = (1 << 64) - 1
-    z = (SEED * 0xD1342543DE82EF95 + sample * 0x9E3779B97F4A7C15 + draw * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & mask
+    z = SEED * 0xD1342543DE82EF95 + sample * 0x9E3779B97F4A7C15 + draw * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB & mask
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
     z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
     z ^= z >> 31
@@ -49,8 +49,8 @@ def noise(sample: int, draw: int, size: int) -> np.ndarray:
         x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
         return x ^ x >> np.uint32(16)
 
-    bits = mixed(mixed(np.arange(size, dtype=np.uint32) + np.uint32(z >> 32)) ^ np.uint32(z & 0xFFFFFFFF)) >> np.uint32(8)
-    return torch.special.ndtri(torch.from_numpy((bits + 0.5) / 2**24)).numpy()
+    bits = mixed(mixed(np.arange(size, dtype=np.uint32) + np.uint32(z >> 32)) ^ np.uint32(z & 0xFFFFFFFF))
+    return torch.special.ndtri(torch.from_numpy(((bits >> np.uint32(8)) + 0.5) / 2**24)).numpy()
 
 
 def targets_of(logits: torch.Tensor, target: str) -> torch.Tensor:
@@ -108,7 +108,8 @@ def write(name: str, net: nn.Module, x: torch.Tensor, layers: dict[str, nn.Modul
     for other in others:
         more = attribute(net, x, targets_of(logits, other), baseline, rule)
         more |= activation_maps(net, x, targets_of(logits, other), {last: layers[last]}, last)
-        result |= {f"{other}.{key}": more[key] for key in ("saliency_signed", "integrated_gradients", f"gradcam_{last}")}
+        kept = ("saliency_signed", "integrated_gradients", f"gradcam_{last}")
+        result |= {f"{other}.{key}": more[key] for key in kept}
     result["logits"] = logits
     make.save(HERE / f"attribution_{name}.npz", {k: v.detach().numpy() for k, v in result.items()})
     print(name, (HERE / f"attribution_{name}.npz").stat().st_size)
@@ -136,9 +137,8 @@ def main() -> None:
     kept = np.load(HERE / "onnx" / "resnet.npz")
     x = torch.from_numpy(kept["images"]).double() / 64 - 2
     assert np.abs(net(x).detach().numpy() - kept["logits"]).max() < 1e-9, "not the network of the file"
-    last = net.layer2[-1].conv2
-    write("resnet", net, x, {"layer2_1_conv2": last, "layer1_0_relu_1": net.layer1[-1]}, "layer2_1_conv2", torch.zeros_like(x[:1]),
-          "riemann_right", ("runner_up",))
+    layers = {"layer2_1_conv2": net.layer2[-1].conv2, "layer1_0_relu_1": net.layer1[-1]}
+    write("resnet", net, x, layers, "layer2_1_conv2", torch.zeros_like(x[:1]), "riemann_right", ("runner_up",))
 
 
 if __name__ == "__main__":
