@@ -49,11 +49,15 @@ typedef struct {
     int window, stride;                       /* of occlusion */
     bool evidence[EVIDENCE_KINDS], agreement; /* asked for */
     bool *unread; /* (nodes) whose values passes of their own do not look at: all but the logits */
+    bool keeps_planes;       /* AttributionRows.planes are asked for */
+    const int32_t *fixed[2]; /* (samples of this rank) the outputs looked at and compared with, whatever the network
+                              * says; NULL: as target and against have it */
+    float *image;            /* (size) --baseline as x of the network, host; made by the first attribution_start */
 
     /* Of a pass, on the device. */
     int B, outputs;
     int64_t size, pixels;   /* of a sample's input; of a channel */
-    int32_t *labels;        /* of this rank's samples; NULL: not looked at */
+    int32_t *labels[2];     /* of this rank's samples, for target and against; NULL: not looked at */
     int64_t *numbers;       /* their file positions; NULL likewise */
     float *baseline;        /* (size); NULL likewise */
     float *baseline_logits; /* (outputs); NULL likewise */
@@ -98,6 +102,7 @@ void attribution_lane_free(AttributionLane *w);
 typedef struct {
     char *target, *against, *agreement; /* NULL: nowhere */
     char *rows[LIST_MAX][METHOD_PARTS];
+    char *planes[LIST_MAX]; /* (pixels) floats a sample: the map as large as the image, channels added up */
 } AttributionRows;
 
 /* All methods of a batch that has gone forward: the rank's samples from `at` on, `count` of them. What the lane's last
@@ -108,6 +113,7 @@ void attribution_batch(const Attribution *a, AttributionLane *w, const Attributi
 /* ---- attribution_evidence.c ------------------------------------------------------------------------------------- */
 
 bool attribution_has_evidence(const Attribution *a);
+bool attribution_has_planes(const Attribution *a); /* for evidence, or because they are asked for */
 size_t attribution_evidence_bytes(const Attribution *a, int B); /* of a lane, the planes among them */
 void attribution_evidence_new(AttributionLane *w, const Attribution *a);
 void attribution_evidence_free(AttributionLane *w);
@@ -118,8 +124,8 @@ void attribution_evidence(const Attribution *a, AttributionLane *w, const Attrib
 
 /* ---- attribution_baseline.c ------------------------------------------------------------------------------------- */
 
-/* What --baseline says as x of the network, device (size). Collective. */
-float *attribution_baseline(const Job *job, Lane *lane, int64_t size);
+/* What --baseline says as x of the network: image (size), host. Collective. */
+void attribution_baseline(float *image, const Job *job, Lane *lane, int64_t size);
 
 /* Points in [0, 1] and weights (n) of the integral of --ig-rule, in double. */
 void attribution_rule(double *points, double *weights, const char *rule, int n);

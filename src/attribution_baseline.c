@@ -90,7 +90,7 @@ static void file_image(double *pixels, Arena *arena, const Job *job) {
     dataset_close(file);
 }
 
-float *attribution_baseline(const Job *job, Lane *lane, int64_t size) {
+void attribution_baseline(float *image, const Job *job, Lane *lane, int64_t size) {
     const char *what = job->options->baseline;
     Arena *arena = arena_new();
     double *pixels = dev_alloc_host((size_t)size * sizeof *pixels), value;
@@ -111,10 +111,11 @@ float *attribution_baseline(const Job *job, Lane *lane, int64_t size) {
         k_fill(lane, baseline, 0, size);
     else
         k_input(lane, baseline, pixels, &transform, 1, 1);
+    lane_download(lane, image, baseline, (size_t)size * sizeof *image);
     lane_sync(lane);
+    dev_free(baseline);
     dev_free_host(pixels);
     arena_free(arena);
-    return baseline;
 }
 
 /* ---- Points of the integral ------------------------------------------------------------------------------------- */

@@ -12,18 +12,23 @@ bool attribution_has_evidence(const Attribution *a) {
     return any && a->count > 0;
 }
 
+bool attribution_has_planes(const Attribution *a) {
+    return a->keeps_planes || attribution_has_evidence(a);
+}
+
 size_t attribution_evidence_bytes(const Attribution *a, int B) {
-    if (!attribution_has_evidence(a))
-        return 0;
     const size_t count = (size_t)a->count, plane = (size_t)B * (size_t)a->pixels * sizeof(float);
+    if (!attribution_has_evidence(a))
+        return attribution_has_planes(a) ? count * plane : 0;
     return (2 * count + 2) * plane + (size_t)B * (1 + count * count) * sizeof(float) + k_rank_scratch(B, a->pixels);
 }
 
 void attribution_evidence_new(AttributionLane *w, const Attribution *a) {
+    const size_t count = (size_t)a->count, plane = (size_t)a->B * (size_t)a->pixels * sizeof(float);
+    if (attribution_has_planes(a))
+        w->planes = dev_alloc(count * plane);
     if (!attribution_has_evidence(a))
         return;
-    const size_t count = (size_t)a->count, plane = (size_t)a->B * (size_t)a->pixels * sizeof(float);
-    w->planes = dev_alloc(count * plane);
     w->tied = dev_alloc(count * plane);
     w->magnitude = dev_alloc(plane);
     w->rank = dev_alloc(plane);

@@ -38,7 +38,7 @@ static void enlarge(Attribution *a) {
     const bool large = strcmp(a->job->options->cam_resolution, "image") == 0;
     for (int m = 0; m < a->count; m++) {
         Method *method = &a->methods[m];
-        if ((large || attribution_has_evidence(a)) && method->kind >= METHOD_GRADCAM &&
+        if ((large || attribution_has_planes(a)) && method->kind >= METHOD_GRADCAM &&
             method->kind <= METHOD_LAYERCAM) {
             method->rows = axis_of(shape_height(method->layer), shape_height(input));
             method->columns = axis_of(shape_width(method->layer), shape_width(input));
@@ -59,19 +59,28 @@ static void *copy_of(const void *host, size_t bytes) {
     return device;
 }
 
+/* As k_target takes it: of the target, or of what it is compared with. */
+static int which_output(const Attribution *a, int end) {
+    return a->fixed[end] ? TARGET_LABEL : end == 0 ? a->target : a->against;
+}
+
 /* The rows behind the last sample are those of a batch that is not full. */
 static void upload_samples(Attribution *a, const int64_t *numbers, const int32_t *labels, int64_t count) {
     Arena *arena = arena_new();
     int64_t *wide = ARENA_ARRAY(arena, int64_t, count + a->B, "samples");
     int32_t *narrow = ARENA_ARRAY(arena, int32_t, count + a->B, "labels");
-    for (int64_t i = 0; i < count + a->B; i++) {
-        wide[i] = i < count ? numbers[i] : 0;
-        narrow[i] = i < count && labels ? labels[i] : -1;
-    }
+    memset(wide, 0, (size_t)(count + a->B) * sizeof *wide);
+    memcpy(wide, numbers, (size_t)count * sizeof *wide);
     if (has(a, METHOD_SMOOTHGRAD))
         a->numbers = copy_of(wide, (size_t)(count + a->B) * sizeof *wide);
-    if (a->target == TARGET_LABEL || a->against == TARGET_LABEL)
-        a->labels = copy_of(narrow, (size_t)(count + a->B) * sizeof *narrow);
+    for (int end = 0; end < 2; end++) {
+        const int32_t *known = a->fixed[end] ? a->fixed[end] : labels;
+        if (which_output(a, end) != TARGET_LABEL)
+            continue;
+        for (int64_t i = 0; i < count + a->B; i++)
+            narrow[i] = i < count && known ? known[i] : -1;
+        a->labels[end] = copy_of(narrow, (size_t)(count + a->B) * sizeof *narrow);
+    }
     arena_free(arena);
 }
 
@@ -84,7 +93,11 @@ void attribution_start(Attribution *a, const Plan *plan, Lane *lane, const int64
     if (!has(a, METHOD_INTEGRATED_GRADIENTS) && !has(a, METHOD_OCCLUSION) && !a->evidence[EVIDENCE_DELETION] &&
         !a->evidence[EVIDENCE_INSERTION])
         return;
-    a->baseline = attribution_baseline(a->job, lane, a->size);
+    if (!a->image) {
+        a->image = ARENA_ARRAY(a->job->arena, float, a->size, "baseline");
+        attribution_baseline(a->image, a->job, lane, a->size);
+    }
+    a->baseline = copy_of(a->image, (size_t)a->size * sizeof *a->image);
     a->baseline_logits = dev_alloc((size_t)a->outputs * sizeof *a->baseline_logits);
     lane_copy(lane, graph_input(plan, lane), a->baseline, (size_t)a->size * sizeof *a->baseline);
     graph_forward_without(plan, lane, a->unread);
@@ -98,11 +111,12 @@ void attribution_stop(Attribution *a) {
         k_axis_free(a->methods[m].columns);
         a->methods[m].rows = a->methods[m].columns = NULL;
     }
-    dev_free(a->labels);
+    dev_free(a->labels[0]);
+    dev_free(a->labels[1]);
     dev_free(a->numbers);
     dev_free(a->baseline);
     dev_free(a->baseline_logits);
-    a->labels = NULL;
+    a->labels[0] = a->labels[1] = NULL;
     a->numbers = NULL;
     a->baseline = a->baseline_logits = NULL;
 }
@@ -302,36 +316,40 @@ static const float *map_of(const Batch *b, const Method *method) {
     return w->map;
 }
 
-/* As large as the image and of one channel, for the evidence: with several, their sum. */
-static void keep_plane(const Batch *b, const Method *method, const float *map) {
+/* As large as the image and of one channel, with several their sum: for the evidence, and into rows, where asked for. */
+static void keep_plane(const Batch *b, const Method *method, const float *map, char *row) {
     const Attribution *a = b->a;
     float *plane = b->w->planes + (method - a->methods) * a->B * a->pixels;
     if (method->rows && (int64_t)method->map[1] * method->map[2] != a->pixels)
         make_large(b, method, plane);
     else
         k_channel_sum(b->lane, plane, map, a->B, method->map[0], a->pixels);
+    if (row)
+        lane_download(b->lane, row, plane, (size_t)b->count * (size_t)a->pixels * sizeof(float));
 }
 
-static void run_method(const Batch *b, const Method *method, char *const rows[METHOD_PARTS]) {
+static void run_method(const Batch *b, int number, const AttributionRows *to) {
+    const Method *method = &b->a->methods[number];
     AttributionLane *w = b->w;
     const bool bounds = method->maps == 3 && method->kind != METHOD_INTEGRATED_GRADIENTS;
     const float *map = map_of(b, method);
-    if (attribution_has_evidence(b->a))
-        keep_plane(b, method, map);
+    if (attribution_has_planes(b->a))
+        keep_plane(b, method, map, to->planes[number]);
     if (bounds)
         k_normalise(b->lane, w->map, w->low, w->high, b->a->B, (int64_t)method->map[1] * method->map[2]);
     const void *const parts[METHOD_MAPS] = {map, w->low, bounds ? (void *)w->high : (void *)w->steps};
     for (int i = 0; i < method->maps; i++)
-        lane_download(b->lane, rows[i], parts[i], (size_t)b->count * method->bytes[i]);
+        if (to->rows[number][i])
+            lane_download(b->lane, to->rows[number][i], parts[i], (size_t)b->count * method->bytes[i]);
 }
 
 void attribution_batch(const Attribution *a, AttributionLane *w, const AttributionRows *to, const Plan *plan,
                        Lane *lane, const int32_t *prediction, int64_t at, int count) {
     const Batch b = {a, w, plan, lane, at, count};
     const float *logits = logits_of(&b);
-    const int32_t *labels = a->labels ? a->labels + at : NULL;
-    k_target(lane, w->target, a->target, prediction, logits, labels, a->B, a->outputs);
-    k_target(lane, w->against, a->against, prediction, logits, labels, a->B, a->outputs);
+    for (int end = 0; end < 2; end++)
+        k_target(lane, end == 0 ? w->target : w->against, which_output(a, end), prediction, logits,
+                 a->labels[end] ? a->labels[end] + at : NULL, a->B, a->outputs);
     if (to->target)
         lane_download(lane, to->target, w->target, (size_t)count * sizeof *w->target);
     if (to->against)
@@ -343,10 +361,10 @@ void attribution_batch(const Attribution *a, AttributionLane *w, const Attributi
     graph_backward(plan, lane, w->seed);
     for (int m = 0; m < a->count; m++)
         if (a->methods[m].kind < METHOD_GUIDED_BACKPROP)
-            run_method(&b, &a->methods[m], to->rows[m]);
+            run_method(&b, m, to);
     for (int m = 0; m < a->count; m++)
         if (a->methods[m].kind >= METHOD_GUIDED_BACKPROP)
-            run_method(&b, &a->methods[m], to->rows[m]);
+            run_method(&b, m, to);
     if (attribution_has_evidence(a))
         attribution_evidence(a, w, to, plan, lane, count);
 }

@@ -24,6 +24,7 @@
 #include "forecast_parts.h"
 #include "partial.h"
 #include "progress.h"
+#include "sanity.h"
 
 enum {
     SAMPLES_MOST = 10000,
@@ -38,6 +39,7 @@ static const double FEATURE_BYTES = 256 << 20, TRIAL_SECONDS = 1.5, PERPLEXITY_L
 static void plan_network(Forecast *f, Arena *arena);
 static Layers try_samples(Forecast *f, Arena *arena);
 static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t samples, double *seconds);
+static double try_maps(Forecast *f, Arena *arena, int64_t samples, bool evidence);
 static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t samples, double seconds);
 static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node);
 static void try_pca(Pca *p, LayerTrial *l, Arena *arena, const Matrix *x);
@@ -102,6 +104,8 @@ static void plan_network(Forecast *f, Arena *arena) {
     job->output = output_count();
     f->network = forward_plan(arena, job);
     f->forward_bytes = (double)output_counted(job->output);
+    f->sanity_samples = sanity_samples(job, f->network.attribution);
+    f->result_bytes += (double)f->sanity_samples * sanity_networks(job) * f->network.attribution->count * 2 * sizeof(float);
     if (f->network.second)
         f->chosen = f->network.second->shard.total;
     malloc_trim(0);
@@ -138,14 +142,24 @@ static Layers try_samples(Forecast *f, Arena *arena) {
         for (int i = 0; i < layers.count; i++)
             matrix_free(&layers.features[i]);
     }
-    if (f->network.second) { /* the time of maps, by the difference to a pass that makes them */
-        const int64_t few = f->chosen < samples ? f->chosen : samples;
-        Layers again = try_forward(f, arena, "all", few, &seconds);
-        f->map_sample_seconds = seconds / (double)shard_of(few, f->job->options->batch, 0, comm_size()).count;
-        for (int i = 0; i < again.count; i++)
-            matrix_free(&again.features[i]);
-    }
+    if (f->network.second)
+        f->map_sample_seconds = try_maps(f, arena, f->chosen < samples ? f->chosen : samples, true);
+    if (f->network.first && f->sanity_samples > 0)
+        f->sanity_sample_seconds = try_maps(f, arena, samples, false);
     return layers;
+}
+
+/* Seconds of a sample on a rank, with all that is asked of its maps. */
+static double try_maps(Forecast *f, Arena *arena, int64_t samples, bool evidence) {
+    const List asked = f->job->options->evidence;
+    double seconds;
+    if (!evidence)
+        f->job->options->evidence = (List){0};
+    Layers layers = try_forward(f, arena, "all", samples, &seconds);
+    f->job->options->evidence = asked;
+    for (int i = 0; i < layers.count; i++)
+        matrix_free(&layers.features[i]);
+    return seconds / (double)shard_of(samples, f->job->options->batch, 0, comm_size()).count;
 }
 
 static int64_t more_samples(const Forecast *f, const Layers *layers, int64_t samples, double seconds) {
@@ -169,6 +183,7 @@ static Layers try_forward(Forecast *f, Arena *arena, const char *keep, int64_t s
     *o = *f->job->options;
     o->feature_maps = o->filters = (List){1, none};
     o->keep_maps = keep;
+    o->sanity = 0; /* that is a multiple of the maps' time */
     Job trial = *f->job;
     trial.arena = arena;
     trial.options = o;

@@ -33,6 +33,8 @@ typedef struct {
     LayerTrial *layers;
     int64_t tried;                             /* samples of the trial */
     double sample_seconds, map_sample_seconds; /* of one sample on a rank; and of one of the second pass */
+    int64_t sanity_samples;                    /* of the tests of attribution methods; 0: none */
+    double sanity_sample_seconds;              /* of one of them by one network, on a rank */
     double prepare_seconds;                    /* before the first sample */
     double network_bytes;                      /* weights as the kernels want them, code made for them */
     double lane_bytes;                         /* of all lanes of a rank */

@@ -10,6 +10,7 @@
 #include "comm.h"
 #include "error.h"
 #include "forecast_parts.h"
+#include "sanity.h"
 #include "tsne_run.h"
 
 enum { KEY_BYTES = 160, LINES_MOST = 4096, RANKS_MOST = 1 << 20 };
@@ -117,6 +118,11 @@ static void fill(Sheet *sheet, const Forecast *f, int rank, int ranks) {
     sheet->host = f->program_bytes + FILE_BYTES;
     sheet->device = features;
     stage_needs(sheet, f->network.first ? "forward" : "read", NULL, round, f->network_bytes + f->lane_bytes);
+    if (f->sanity_samples > 0) {
+        const double bytes = sanity_bytes(f->network.attribution, (int64_t)ceil((double)f->sanity_samples / ranks));
+        add(sheet, bytes, "host_bytes_sanity");
+        stage_needs(sheet, "sanity", NULL, bytes, 2 * f->network_bytes + f->lane_bytes);
+    }
     sheet->host += f->network.first ? rows * sizeof(int32_t) : 0;
     for (int i = 0; i < f->layer_count; i++) {
         fill_layer(sheet, f, i, rank, ranks);
@@ -268,6 +274,9 @@ static double print_seconds(const Forecast *f, int ranks) {
     total += put_seconds(rows * f->sample_seconds + writing, "%s", f->network.first ? "forward" : "read");
     if (f->network.second) /* the chosen ones may all be of one rank */
         total += put_seconds(fmin((double)f->chosen, rows) * f->map_sample_seconds, "attribution");
+    if (f->sanity_samples > 0)
+        total += put_seconds(ceil((double)f->sanity_samples / ranks) * sanity_networks(f->job) * f->sanity_sample_seconds,
+                             "sanity");
     for (int i = 0; i < f->layer_count; i++)
         total += print_layer_seconds(f, &f->layers[i], ranks);
     return total + put_seconds(f->result_bytes * f->flush_byte_seconds, "output_close");

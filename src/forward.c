@@ -9,6 +9,7 @@
 #include "error.h"
 #include "pass.h"
 #include "progress.h"
+#include "sanity.h"
 
 static const int64_t KEEP_ALL_BYTES = (int64_t)2 << 30;
 
@@ -259,7 +260,7 @@ static Pass *first_pass(Arena *arena, Job *job, Layers *layers, Attribution **at
 }
 
 /* The second pass, over the samples that keep their maps. */
-static void chosen_pass(Arena *arena, Job *job, const float *logits, Attribution *attribution) {
+static const Pass *chosen_pass(Arena *arena, Job *job, const float *logits, Attribution *attribution) {
     const Graph *graph = job->model->graph;
     int64_t count, first = 0, mine = 0;
     int64_t *samples = chosen_samples(&count, job, logits, (int)shape_size(graph->nodes[graph->logits].shape));
@@ -278,6 +279,7 @@ static void chosen_pass(Arena *arena, Job *job, const float *logits, Attribution
     output_whole(job->output, id, positions);
     want_maps(pass, attribution, "map_sample");
     pass_run(pass, "attribution", NULL);
+    return pass;
 }
 
 ForwardPlan forward_plan(Arena *arena, Job *job) {
@@ -293,6 +295,7 @@ ForwardPlan forward_plan(Arena *arena, Job *job) {
         }
     }
     comm_all_ok();
+    plan.attribution = attribution;
     return plan;
 }
 
@@ -310,13 +313,16 @@ Layers forward(Job *job) {
     }
     comm_all_ok();
     const bool chosen = strcmp(plan.kept, "chosen") == 0;
+    int maps[LIST_MAX];
     job->predictions = ARENA_ARRAY(job->arena, int32_t, job->shard.count, "predictions");
     const size_t row_bytes = plan.pass->logits->row_bytes;
     float *logits = arena_alloc(arena, (uint64_t)job->shard.count, row_bytes, "logits");
     pass_run(plan.pass, "forward", logits);
     predictions(job, logits, (int)(row_bytes / sizeof *logits));
-    if (chosen)
-        chosen_pass(arena, job, logits, plan.attribution);
+    const Pass *mapped = chosen ? chosen_pass(arena, job, logits, plan.attribution) : plan.pass;
+    for (int m = 0; m < plan.attribution->count; m++)
+        maps[m] = mapped->maps[m][0] ? mapped->maps[m][0]->var : -1;
+    sanity(job, plan.attribution, maps);
     arena_free(arena);
     return plan.layers;
 }

@@ -74,6 +74,7 @@ typedef struct {
     const char *cam_resolution;             /* "layer" or "image" */
     List evidence;                          /* count 0: none */
     int evidence_steps;
+    int sanity; /* samples; 0: none */
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */

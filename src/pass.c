@@ -37,7 +37,8 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
 }
 
 static char *stream_row(const Pass *pass, const Stream *stream, int64_t position) {
-    return stream->rows + (size_t)(position - pass->from) * stream->row_bytes;
+    return stream->kept ? stream->kept + (size_t)(position - pass->shard.first) * stream->row_bytes
+                        : stream->rows + (size_t)(position - pass->from) * stream->row_bytes;
 }
 
 static size_t pixel_bytes_of(const Pass *pass) {
@@ -48,7 +49,8 @@ size_t pass_round_bytes(const Pass *pass, int64_t samples) {
     size_t bytes = pixel_bytes_of(pass) * (size_t)samples;
     for (int i = 0; i < pass->stream_count; i++) {
         const Stream *s = &pass->streams[i];
-        bytes += s->row_bytes * (size_t)(s->to - s->from < samples ? s->to - s->from : samples);
+        if (!s->kept)
+            bytes += s->row_bytes * (size_t)(s->to - s->from < samples ? s->to - s->from : samples);
     }
     return bytes;
 }
@@ -66,7 +68,7 @@ void pass_plan(Pass *pass) {
     const Graph *graph = pass->job->model->graph;
     size_t bytes = pixel_bytes_of(pass);
     for (int i = 0; i < pass->stream_count; i++)
-        bytes += pass->streams[i].row_bytes;
+        bytes += pass->streams[i].kept ? 0 : pass->streams[i].row_bytes;
     pass->lanes = lane_count();
     int64_t batches = ROUND_BYTES / (int64_t)(bytes * (size_t)pass->batch), most[2] = {pass->shard.count, pass->lanes};
     comm_max_int64(most, 2);
@@ -113,8 +115,8 @@ static void pass_memory(Pass *pass) {
     pass_plan(pass);
     pass->have = ARENA_ARRAY(pass->arena, bool, pass->round_samples, "results of a round");
     for (int i = 0; i < pass->stream_count; i++)
-        pass->streams[i].rows =
-            dev_alloc_host((size_t)pass->round_samples * pass->streams[i].row_bytes);
+        if (!pass->streams[i].kept)
+            pass->streams[i].rows = dev_alloc_host((size_t)pass->round_samples * pass->streams[i].row_bytes);
     const size_t pixel_bytes = pixel_bytes_of(pass);
     pass->pixels = dev_alloc_host((size_t)pass->round_samples * pixel_bytes);
 
@@ -126,6 +128,9 @@ static void pass_memory(Pass *pass) {
     }
     if (attributes(pass))
         start_attribution(pass);
+    if (pass->job->checkpoint)
+        pass->pieces = ARENA_ARRAY(pass->arena, CheckpointPiece,
+                                   pass->stream_count + (pass->layers ? pass->layers->count : 0), "checkpoint");
 }
 
 static void pass_free(Pass *pass) {
@@ -157,18 +162,20 @@ static void forward_batch(const Pass *pass, Lane *lane, int64_t position, int co
     graph_forward_without(pass->plan, lane, unread);
 }
 
+static char *row_or_null(const Pass *pass, const Stream *stream, int64_t position) {
+    return stream ? stream_row(pass, stream, position) : NULL;
+}
+
 static void attribute_batch(const Pass *pass, struct LaneWork *w, int64_t position, int count) {
     const Attribution *a = pass->attribution;
-    AttributionRows to = {.target = NULL};
-    if (pass->targets[0])
-        to.target = stream_row(pass, pass->targets[0], position);
-    if (pass->targets[1])
-        to.against = stream_row(pass, pass->targets[1], position);
-    if (pass->agreement)
-        to.agreement = stream_row(pass, pass->agreement, position);
-    for (int m = 0; m < a->count; m++)
+    AttributionRows to = {.target = row_or_null(pass, pass->targets[0], position),
+                          .against = row_or_null(pass, pass->targets[1], position),
+                          .agreement = row_or_null(pass, pass->agreement, position)};
+    for (int m = 0; m < a->count; m++) {
+        to.planes[m] = row_or_null(pass, pass->planes[m], position);
         for (int i = 0; i < a->methods[m].parts; i++)
-            to.rows[m][i] = stream_row(pass, pass->maps[m][i], position);
+            to.rows[m][i] = row_or_null(pass, pass->maps[m][i], position);
+    }
     attribution_batch(a, &w->attribution, &to, pass->plan, w->lane, w->prediction, position - pass->shard.first, count);
 }
 
@@ -229,7 +236,7 @@ static void compute_round(Pass *pass) {
 #pragma omp atomic capture
             now = ++done;
             if (me == 0)
-                progress_at((pass->from - pass->shard.first + now * pass->batch) * comm_size(), "");
+                progress_at(pass->before + (pass->from - pass->shard.first + now * pass->batch) * comm_size(), "");
         }
     }
 }
@@ -265,6 +272,8 @@ static void write_round(Pass *pass) {
     const int64_t from = pass->from, count = pass->count;
     for (int i = 0; i < pass->stream_count; i++) {
         const Stream *s = &pass->streams[i];
+        if (s->var < 0)
+            continue;
         int64_t low = from > s->from ? from : s->from, high = from + count < s->to ? from + count : s->to;
         if (low < high)
             output_rows(pass->job->output, s->var, low - s->from, high - low, stream_row(pass, s, low));
@@ -282,7 +291,8 @@ static void set_pieces(Pass *pass) {
     for (int i = 0; i < pass->stream_count; i++) {
         const Stream *s = &pass->streams[i];
         if (s != pass->image)
-            pieces[count++] = (CheckpointPiece){s->row_bytes, s->from, s->to, s->rows, pass->from, false};
+            pieces[count++] = (CheckpointPiece){
+                s->row_bytes, s->from, s->to, s->kept ? s->kept : s->rows, s->kept ? pass->shard.first : pass->from, false};
     }
     for (int i = 0; pass->layers && i < pass->layers->count; i++) {
         const Matrix *m = &pass->layers->features[i];
@@ -359,14 +369,8 @@ static void run_round(Pass *pass, const char *name, float *all_logits) {
     took(pass, PASS_WRITE, since);
 }
 
-void pass_run(Pass *pass, const char *name, float *all_logits) {
+static void run_rounds(Pass *pass, const char *name, float *all_logits) {
     Checkpoint *checkpoint = pass->job->checkpoint;
-    pass_memory(pass);
-    if (checkpoint)
-        pass->pieces = ARENA_ARRAY(pass->arena, CheckpointPiece,
-                                   pass->stream_count + (pass->layers ? pass->layers->count : 0), "checkpoint");
-    progress_begin(name, "samples", pass->shard.total);
-    progress_restored(checkpoint_rows(checkpoint, name));
     int64_t samples = pass->round_samples;
     if (checkpoint && pass->least_round < samples)
         samples = pass->least_round;
@@ -379,6 +383,20 @@ void pass_run(Pass *pass, const char *name, float *all_logits) {
         if (checkpoint)
             samples = next_round(pass, samples, since);
     }
+}
+
+void pass_run_within(Pass *pass, const char *name, float *all_logits) {
+    pass_memory(pass);
+    run_rounds(pass, name, all_logits);
+    pass_free(pass);
+}
+
+void pass_run(Pass *pass, const char *name, float *all_logits) {
+    Checkpoint *checkpoint = pass->job->checkpoint;
+    pass_memory(pass);
+    progress_begin(name, "samples", pass->shard.total);
+    progress_restored(checkpoint_rows(checkpoint, name));
+    run_rounds(pass, name, all_logits);
     progress_end("");
     static const char *const parts[PASS_PARTS] = {"read", "compute", "write"};
     for (int i = 0; i < PASS_PARTS; i++) {

@@ -13,10 +13,11 @@
 /* Results of one variable for the samples of a round, on their way to the file. Positions count the pass's samples,
  * over all ranks; rows[0] is the round's first. */
 typedef struct {
-    int var;
+    int var; /* -1: not for the file */
     size_t row_bytes;
     int64_t from, to; /* half-open; the positions the variable has rows of */
     char *rows;       /* host, (round samples, row_bytes) */
+    char *kept;       /* host, (shard.count, row_bytes), the caller's: where rows are put instead, and stay; NULL: nowhere */
 } Stream;
 
 enum { STREAMS_MAX = (METHOD_PARTS + 1) * LIST_MAX + 7 };
@@ -31,6 +32,7 @@ typedef struct {
     const int64_t *samples;             /* of this rank's positions, counted in the job; NULL: all of job->shard */
     int64_t round_samples, least_round; /* samples a rank takes in a round, at most and at least */
     int64_t most_samples;               /* of the rank that has most */
+    int64_t before;                     /* samples that the stage's progress counts already */
 
     int64_t from, count;     /* the round's positions */
     bool *have;              /* (count) whose rows came from the checkpoint */
@@ -45,6 +47,7 @@ typedef struct {
     int feature_nodes[LIST_MAX], feature_count;
     Stream *targets[2];          /* of attribution: that looked at, that compared with; NULL: not kept */
     Stream *agreement;           /* of its methods; NULL: not asked for */
+    Stream *planes[LIST_MAX];    /* per method; NULL: not asked for */
     Attribution *attribution;    /* NULL: none */
     const Layers *layers; /* NULL: no features kept */
 
@@ -75,11 +78,15 @@ void pass_plan(Pass *pass);
  * NULL: where the logits are kept as well. */
 void pass_run(Pass *pass, const char *name, float *all_logits);
 
+/* The same without a progress line of its own: as a part of the stage that has begun. */
+void pass_run_within(Pass *pass, const char *name, float *all_logits);
+
 /* For --plan: what forward() would run, declared in the job's output; nothing is allocated or computed. Collective. */
 typedef struct {
     Layers layers; /* without their rows */
     Pass *first, *second; /* second: of the chosen samples; NULL: none is needed */
     const char *kept;     /* maps: "all", "chosen", "none" */
+    const Attribution *attribution;
 } ForwardPlan;
 ForwardPlan forward_plan(Arena *arena, Job *job);
 

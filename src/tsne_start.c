@@ -5,29 +5,12 @@
 
 #include "comm.h"
 #include "error.h"
+#include "random.h"
 #include "stages.h"
 
 static const double START_STD = 1e-4; /* of a PCA or random start, as scikit-learn's */
 
-/* ---- Counter-based random numbers, keyed on (seed, sample), never on rank ------------------------------------- */
-
-static uint64_t random_bits(uint64_t seed, uint64_t sample,
-                            uint64_t draw) { /* splitmix64 of the key, Steele et al. 2014 */
-    uint64_t z =
-        seed * 0xd1342543de82ef95u + sample * 0x9e3779b97f4a7c15u + draw * 0xbf58476d1ce4e5b9u + 0x94d049bb133111ebu;
-    for (int round = 0; round < 2; round++) {
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-    }
-    return z;
-}
-
-static double random_normal(uint64_t seed, uint64_t sample, uint64_t axis) { /* Box & Muller 1958 */
-    double u = ((double)(random_bits(seed, sample, 2 * axis) >> 11) + 0.5) * 0x1p-53;
-    double v = ((double)(random_bits(seed, sample, 2 * axis + 1) >> 11) + 0.5) * 0x1p-53;
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
+/* ---- A subset ----------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     uint64_t key;
