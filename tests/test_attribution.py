@@ -285,7 +285,7 @@ def test_same_bits_for_ranks_threads_and_batches(few, tmp_path):
     common = ("--model", MODEL, "--images", few[0], "--labels", few[1], "--samples", 37, "--tsne", 0, "--attribution",
               "saliency,gradcam++:relu1,layercam,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
               "label:runner-up", "--baseline", "mean", "--ig-steps", 7, "--smoothgrad-draws", 3, "--evidence",
-              "deletion,insertion,sparseness,agreement", "--evidence-steps", 4)
+              "deletion,insertion,sparseness,agreement", "--evidence-steps", 4, "--sanity", 19)
     results = [read(succeed(tmp_path / f"{i}.nc", *common, "--batch", batch, "--threads", threads, ranks=ranks))
                for i, (ranks, threads, batch) in enumerate(((1, 1, 8), (2, 2, 8), (3, 1, 5), (1, 2, 40)))]
     for other in results[1:]:
