@@ -72,7 +72,7 @@ if(NOT CUDA OR EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/tsne.cu) # the CUDA kerne
   install(PROGRAMS scripts/submit.sh scripts/plot.py scripts/pack.py scripts/export_onnx.py
           DESTINATION share/cnnscope/scripts)
   install(FILES scripts/cnnscope.py scripts/pack_archives.py scripts/pack_file.py scripts/pack_pixels.py
-          scripts/pack_sources.py scripts/python_object.py scripts/requirements.txt
+          scripts/pack_sources.py scripts/plot_samples.py scripts/python_object.py scripts/requirements.txt
           DESTINATION share/cnnscope/scripts)
   install(DIRECTORY slurm DESTINATION share/cnnscope)
 endif()

@@ -17,6 +17,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import cnnscope  # noqa: E402
 import plot  # noqa: E402
+import plot_samples  # noqa: E402
 
 NETWORK = ["logits_pca", "logits_tsne", "confusion", "conv1_filters", "conv2_filters"]
 SAMPLES = ["saliency", "gradcam"]
@@ -206,7 +207,7 @@ def test_samples(tmp_path):
     last = wrong[-1]
     caption = f"sample {last}: predicted {truth['prediction'][last]}, label {truth['label'][last]}"
     assert saliency.get_suptitle() == cam.get_suptitle() == caption
-    assert to_rgba(saliency._suptitle.get_color()) == to_rgba(plot.WRONG)
+    assert to_rgba(saliency._suptitle.get_color()) == to_rgba(plot_samples.WRONG)
     assert drawn["saliency"].subfigs[0]._suptitle.get_color() == "k"
     assert saliency.axes[1].images[0].get_cmap().name == "hot"
     np.testing.assert_array_equal(saliency.axes[1].images[0].get_array(), ds.saliency[last])
@@ -238,6 +239,35 @@ def test_methods_side_by_side(tmp_path):
     np.testing.assert_array_equal(red_and_blue.get_array(), signed[59].sum(0))
     assert red_and_blue.get_clim() == (-np.abs(signed[59].sum(0)).max(), np.abs(signed[59].sum(0)).max())
     np.testing.assert_array_equal(axes[7].images[0].get_array(), ds.gradcam[59])
+
+
+def test_sanity_checks(tmp_path):
+    """The curves are the file's numbers, and a method that failed says so in every figure of its maps."""
+    make_result(tmp_path / "a.nc", samples=60)
+    ds = cnnscope.open_result(tmp_path / "a.nc").load()
+    ds["gradcam_plus_plus"] = ds.gradcam.copy()
+    names = {"attributions": "saliency gradcam gradcam_plus_plus"}
+    steps = np.array([[0.75, 0.5, 0.25], [0.625, 0.25, 0.125]])
+    for measure, less in (("correlation", 0), ("ssim", 0.5)):
+        ds[f"attribution_randomised_{measure}_overall"] = (("randomised", "attribution"), steps - less,
+                                                           names | {"layers": "logits conv1"})
+        ds[f"attribution_random_logit_{measure}_overall"] = ("attribution", steps[0] / 2)
+    ds["attribution_sanity_failed"] = ("attribution", np.array([1, 0, 0]), names | {"random_weights_most": 0.5})
+    ds["sanity_sample"] = np.arange(9)
+    ds.saliency.attrs["sanity_check"] = "failed: random weights"
+    ds.gradcam.attrs["sanity_check"] = "passed"
+    drawn = dict(plot.figures(ds))
+    curves, ssim = (ax.lines for ax in drawn["sanity"].axes)
+    np.testing.assert_array_equal(curves[0].get_ydata(), [1, 0.75, 0.625])
+    np.testing.assert_array_equal(ssim[4].get_ydata(), [1, -0.25, -0.375])
+    assert curves[5].get_ydata() == [0.125] and "9 samples" in drawn["sanity"].get_suptitle()
+    assert legend(drawn["sanity"]) == ["saliency (failed)", "gradcam", "gradcam plus plus"]
+    assert [t.get_text() for t in drawn["sanity"].axes[0].get_xticklabels()] == \
+        ["trained", "logits", "conv1", "another\noutput"]
+    assert "sanity check failed: random weights" in drawn["saliency"].get_suptitle()
+    assert "sanity" not in drawn["gradcam"].get_suptitle()
+    titles = [ax.get_title() for ax in drawn["methods"].axes[1:4]]
+    assert titles == ["saliency\nsanity check failed:\nrandom weights", "gradcam", "gradcam plus plus"]
 
 
 def test_asked_samples_fill_pages(tmp_path):
