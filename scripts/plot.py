@@ -33,8 +33,8 @@ try:
     from matplotlib.lines import Line2D
 
     import cnnscope
-    from plot_samples import (attribution_names, attributions, caption, default_samples, displayed, methods_side_by_side,
-                              of_method, sanity_curves, scaled, short)
+    from plot_samples import (attribution_names, attributions, caption, default_samples, displayed, mean_maps,
+                              methods_side_by_side, of_method, sanity_curves, scaled, short)
 except ImportError as error:
     sys.exit(f"plot.py: {error}: run scripts/setup.sh once, then .venv/bin/python scripts/plot.py")
 
@@ -145,6 +145,8 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
                 yield name + suffix, attributions(ds, name, shown[start : start + PER_PAGE])
     if "attribution_randomised_correlation_overall" in ds:
         yield "sanity", sanity_curves(ds)
+    if "summary_count" in ds:
+        yield "mean_maps", mean_maps(ds)
     methods = attribution_names(ds)
     if len(methods) > 2:
         yield "methods", methods_side_by_side(ds, methods, (samples or default_samples(ds, methods[0]))[:PER_PAGE])

@@ -12,6 +12,7 @@ ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", 
                 "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
 EVIDENCE = ("deletion", "insertion", "sparseness")
 WRONG = "#b00020"
+MOST_CATEGORIES = 20  # in one figure
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -110,8 +111,38 @@ def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -
 
 def failure(ds: xr.Dataset, name: str) -> list[str]:
     """A line that says that the method failed its sanity check, where it did."""
-    found = ds[name].attrs.get("sanity_check", "passed")
-    return [] if found == "passed" else [f"sanity check {found}"]
+    if "attribution_sanity_failed" not in ds:
+        return []
+    failed = ds.attribution_sanity_failed
+    bits = dict(zip(failed.attrs["attributions"].split(), failed.values)).get(name, 0)
+    words = [w.replace("_", " ") for i, w in enumerate(failed.attrs["flag_meanings"].split()) if int(bits) >> i & 1]
+    return [f"sanity check failed: {', '.join(words)}"] if words else []
+
+
+def mean_maps(ds: xr.Dataset) -> Figure:
+    """A row for each method: the mean map of each category's samples, of the wrong and of the right predictions."""
+    names = [str(v).removesuffix("_mean") for v in ds.data_vars
+             if str(v).endswith("_mean") and ds[v].dims[0] == "summary_category"]
+    counts = ds.summary_count.values
+    shown = np.flatnonzero(counts)[:MOST_CATEGORIES]
+    titles = [short(n, 12) for n in cnnscope.category_names(ds, shown)]
+    judged = [w for w in ("wrong", "right") if f"{names[0]}_mean_{w}" in ds]
+    figure = Figure(figsize=(1.2 * (len(shown) + len(judged)) + 1, 1.45 * len(names) + 0.8), layout="constrained")
+    grid = figure.subplots(len(names), len(shown) + len(judged), squeeze=False)
+    for row, name in zip(grid, names):
+        maps = [*ds[f"{name}_mean"].values[shown], *(ds[f"{name}_mean_{w}"].values for w in judged)]
+        maps = [m.sum(0) if m.ndim == 3 else m for m in maps]
+        most = max(float(np.nanmax(np.abs(m))) for m in maps) or 1
+        signed = min(float(np.nanmin(m)) for m in maps) < 0
+        for ax, values, title in zip(row, maps, [*titles, *judged]):
+            ax.imshow(values, cmap="RdBu_r" if signed else "inferno", vmin=-most if signed else 0, vmax=most)
+            ax.set(xticks=[], yticks=[])
+            if ax in grid[0]:
+                ax.set_title(title, size=7)
+        row[0].set_ylabel("\n".join([name.replace("_", " "), *failure(ds, name)]), size=6,
+                          color=WRONG if failure(ds, name) else "k")
+    figure.suptitle(f"Mean attribution maps of {counts.sum():,} samples by category, one scale a row")
+    return figure
 
 
 def sanity_curves(ds: xr.Dataset) -> Figure:

@@ -295,15 +295,33 @@ static void declare_evidence(int *variables, const Attribution *a, const Method 
     }
 }
 
-void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
-                         int64_t length) {
+void attribution_dimensions(char y[128], char x[128], const Attribution *a, const Method *method) {
+    char layer[96];
+    output_layer_name(layer, sizeof layer, a->job->model->graph->nodes[method->node].name);
+    const bool small = table[method->kind].cam && strcmp(a->job->options->cam_resolution, "image") != 0;
+    snprintf(y, 128, small ? "%s_y" : "y", layer);
+    snprintf(x, 128, small ? "%s_x" : "x", layer);
+}
+
+int attribution_part(const Attribution *a, const Method *method, EvidenceKind kind) {
+    int part = method->maps;
+    for (int k = 0; k < (int)kind; k++)
+        part += a->evidence[k];
+    return a->evidence[kind] ? part : -1;
+}
+
+Attribution attribution_without_evidence(const Attribution *a) {
+    Attribution copy = *a;
+    copy.agreement = false;
+    memset(copy.evidence, 0, sizeof copy.evidence);
+    return copy;
+}
+
+static void declare_map(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
+                        int64_t length) {
     const Node *node = &a->job->model->graph->nodes[method->node];
-    char layer[96], y[128] = "y", x[128] = "x", what[512];
-    output_layer_name(layer, sizeof layer, node->name);
-    if (table[method->kind].cam && strcmp(a->job->options->cam_resolution, "image") != 0) {
-        snprintf(y, sizeof y, "%s_y", layer);
-        snprintf(x, sizeof x, "%s_x", layer);
-    }
+    char y[128], x[128], what[512];
+    attribution_dimensions(y, x, a, method);
     what_of(what, a, method, node->name);
     const char *coordinates = strcmp(samples, "sample") ? NULL : job_coordinates(a->job, false);
     const OutputVar flat = {
@@ -321,6 +339,16 @@ void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, cons
     put_settings(a->job->output, variables[0], a, method, node->name);
     if (table[method->kind].normalised)
         declare_bounds(variables, a, method, samples, length);
+}
+
+void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
+                         int64_t length, bool maps, bool scores) {
+    for (int i = 0; i < METHOD_PARTS; i++)
+        variables[i] = -1;
+    if (maps)
+        declare_map(variables, a, method, samples, length);
+    if (!scores)
+        return;
     if (method->kind == METHOD_INTEGRATED_GRADIENTS)
         declare_delta(variables, a, samples, length);
     declare_evidence(variables + method->maps, a, method, samples, length);
@@ -360,6 +388,10 @@ int attribution_declare_agreement(const Attribution *a, const char *samples, int
         names = arena_printf(a->job->arena, "%s%s%s", names, m ? " " : "", a->methods[m].variable);
     output_text(a->job->output, id, "attributions", names);
     return id;
+}
+
+bool method_has_bounds(const Method *method) {
+    return table[method->kind].normalised;
 }
 
 void attribution_wants(const Method *method, bool *want_value, bool *want_gradient) {

@@ -66,16 +66,24 @@ typedef struct {
 /* --attribution, or its default, and what belongs to it. Exits 2 on what is wrong there. */
 Attribution *attribution_new(Arena *arena, Job *job);
 
-/* Declares the variables of a method over the dimension `samples`, and gives their numbers: map, low, high; of
- * integrated gradients map, delta, steps; of others the map alone; then its evidence. Collective. */
+/* Declares variables of a method over the dimension `samples`, and gives their numbers, -1 where one is not declared: map,
+ * low, high; of integrated gradients map, delta, steps; of others the map alone; then its evidence. maps: the map and its
+ * bounds; scores: what has a number a sample. Collective. */
 void attribution_declare(int variables[METHOD_PARTS], const Attribution *a, const Method *method, const char *samples,
-                         int64_t length);
+                         int64_t length, bool maps, bool scores);
+/* Names of a map's dimensions. */
+void attribution_dimensions(char y[128], char x[128], const Attribution *a, const Method *method);
+/* The part of a method that has this evidence; -1: it is not asked for. */
+int attribution_part(const Attribution *a, const Method *method, EvidenceKind kind);
+/* A copy that is asked for no evidence. */
+Attribution attribution_without_evidence(const Attribution *a);
 /* The variable of the target, or of what it is compared with; -1: not declared. */
 int attribution_declare_target(const Attribution *a, bool against, const char *samples, int64_t length);
 
 /* That of the agreement of methods, whose rows are (methods, methods) floats; -1: not declared. */
 int attribution_declare_agreement(const Attribution *a, const char *samples, int64_t length);
 
+bool method_has_bounds(const Method *method); /* its map is scaled to 0..1 */
 void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
 
 /* Before the batches of a pass of `count` samples a rank, with any of its lanes; file positions of these samples and

@@ -331,7 +331,7 @@ static void keep_plane(const Batch *b, const Method *method, const float *map, c
 static void run_method(const Batch *b, int number, const AttributionRows *to) {
     const Method *method = &b->a->methods[number];
     AttributionLane *w = b->w;
-    const bool bounds = method->maps == 3 && method->kind != METHOD_INTEGRATED_GRADIENTS;
+    const bool bounds = method_has_bounds(method);
     const float *map = map_of(b, method);
     if (attribution_has_planes(b->a))
         keep_plane(b, method, map, to->planes[number]);

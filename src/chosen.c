@@ -5,12 +5,13 @@
 #include "comm.h"
 #include "stages.h"
 
-enum { CHOSEN_PER_CATEGORY = 20, CHOSEN_WRONG = 20, CHOSEN_UNCERTAIN = 20 };
+enum { CHOSEN_PER_CATEGORY = 20, CHOSEN_WRONG = 20, CHOSEN_UNCERTAIN = 20, CHOSEN_FAITHFUL = 20 };
 
 typedef struct {
     int64_t sample;
     double probability, margin; /* of the predicted category; over the second best */
     int32_t category;           /* the label, where there is one, else the prediction */
+    float faithfulness;
     bool wrong, chosen;
 } Score;
 
@@ -50,26 +51,25 @@ static int by_uncertainty(const void *a, const void *b) {
     return (s->sample > t->sample) - (s->sample < t->sample);
 }
 
+static int by_faithfulness(const void *a, const void *b) {
+    const Score *s = a, *t = b;
+    if (s->faithfulness != t->faithfulness)
+        return s->faithfulness > t->faithfulness ? -1 : 1;
+    return (s->sample > t->sample) - (s->sample < t->sample);
+}
+
 static int by_sample(const void *a, const void *b) {
     const Score *s = a, *t = b;
     return (s->sample > t->sample) - (s->sample < t->sample);
 }
 
-int64_t chosen_most(const Job *job) {
-    int64_t most = CHOSEN_PER_CATEGORY * job->categories + CHOSEN_WRONG + CHOSEN_UNCERTAIN;
+int64_t chosen_most(const Job *job, bool usual, bool faithful) {
+    int64_t most = usual ? CHOSEN_PER_CATEGORY * job->categories + CHOSEN_WRONG + CHOSEN_UNCERTAIN : 0;
+    most += faithful ? 2 * CHOSEN_FAITHFUL : 0;
     return most < job->shard.total ? most : job->shard.total;
 }
 
-int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs) {
-    int64_t total = job->shard.total;
-    Arena *scratch = arena_new();
-    Score *mine = ARENA_ARRAY(scratch, Score, job->shard.count, "scores"),
-          *all = ARENA_ARRAY(scratch, Score, total, "scores");
-    int64_t *taken = ARENA_ARRAY(scratch, int64_t, job->categories, "categories");
-    for (int64_t i = 0; i < job->shard.count; i++)
-        mine[i] = score_of(logits + i * outputs, outputs, job->shard.first + i, job->labels ? job->labels[i] : -1,
-                           job->predictions[i]);
-    shard_gather(all, mine, sizeof *all, job->shard);
+static void choose_usual(Score *all, int64_t *taken, int64_t total) {
     for (int64_t i = 0; i < total; i++)
         all[i].chosen = taken[all[i].category]++ < CHOSEN_PER_CATEGORY;
     qsort(all, (size_t)total, sizeof *all, by_confident_wrong);
@@ -78,6 +78,31 @@ int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int
     qsort(all, (size_t)total, sizeof *all, by_uncertainty);
     for (int64_t i = 0; i < total && i < CHOSEN_UNCERTAIN; i++)
         all[i].chosen = true;
+}
+
+static void choose_faithful(Score *all, int64_t total) {
+    qsort(all, (size_t)total, sizeof *all, by_faithfulness);
+    for (int64_t i = 0; i < total; i++)
+        all[i].chosen |= i < CHOSEN_FAITHFUL || i >= total - CHOSEN_FAITHFUL;
+}
+
+int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs, bool usual,
+                        const float *faithfulness) {
+    int64_t total = job->shard.total;
+    Arena *scratch = arena_new();
+    Score *mine = ARENA_ARRAY(scratch, Score, job->shard.count, "scores"),
+          *all = ARENA_ARRAY(scratch, Score, total, "scores");
+    int64_t *taken = ARENA_ARRAY(scratch, int64_t, job->categories, "categories");
+    for (int64_t i = 0; i < job->shard.count; i++)
+        mine[i] = score_of(logits + i * outputs, outputs, job->shard.first + i, job->labels ? job->labels[i] : -1,
+                           job->predictions[i]);
+    for (int64_t i = 0; i < job->shard.count && faithfulness; i++)
+        mine[i].faithfulness = faithfulness[i];
+    shard_gather(all, mine, sizeof *all, job->shard);
+    if (usual)
+        choose_usual(all, taken, total);
+    if (faithfulness)
+        choose_faithful(all, total);
     qsort(all, (size_t)total, sizeof *all, by_sample);
     int64_t *list = ARENA_ARRAY(job->arena, int64_t, total, "chosen samples");
     *count = 0;

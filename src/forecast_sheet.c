@@ -108,6 +108,11 @@ static void fill(Sheet *sheet, const Forecast *f, int rank, int ranks) {
             const double chosen = fmin(fmin((double)f->chosen, (double)second->round_samples), rows);
             round += (double)pass_round_bytes(second, (int64_t)chosen);
         }
+        if (pass->summary) {
+            const double sums = summary_bytes(job, f->network.attribution);
+            add(sheet, sums, "host_bytes_summary");
+            round += sums;
+        }
         add(sheet, f->network_bytes, "device_bytes_network");
         add(sheet, f->lane_bytes, "device_bytes_lanes");
     } else {

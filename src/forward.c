@@ -15,14 +15,17 @@ static const int64_t KEEP_ALL_BYTES = (int64_t)2 << 30;
 
 /* ---- What a pass is asked for --------------------------------------------------------------------------------- */
 
-static void want_maps(Pass *pass, Attribution *attribution, const char *samples) {
-    Job *job = pass->job;
-    const PixelTransform *t = &job->transform;
-    size_t pixel = dtype_bytes(t->dtype == DT_F16 ? DT_F32 : t->dtype);
-    int64_t length = pass->shard.total;
-    pass->attribution = attribution;
-    OutputVar image = job_image_var(job, samples, length);
-    pass->image = pass_stream(pass, &image, (size_t)t->channels * t->height * t->width * pixel, 0, length);
+static void want_images(Pass *pass, const char *samples) {
+    const PixelTransform *t = &pass->job->transform;
+    const size_t pixel = dtype_bytes(t->dtype == DT_F16 ? DT_F32 : t->dtype);
+    const OutputVar image = job_image_var(pass->job, samples, pass->shard.total);
+    pass->image =
+        pass_stream(pass, &image, (size_t)t->channels * t->height * t->width * pixel, 0, pass->shard.total);
+}
+
+/* What attribution has of each sample beside the maps and methods' evidence. */
+static void want_targets(Pass *pass, const Attribution *attribution, const char *samples) {
+    const int64_t length = pass->shard.total;
     for (int end = 0; end < 2; end++) {
         const int var = attribution_declare_target(attribution, end == 1, samples, length);
         if (var >= 0) {
@@ -36,12 +39,25 @@ static void want_maps(Pass *pass, Attribution *attribution, const char *samples)
         pass->agreement = pass_stream(pass, NULL, pairs * sizeof(float), 0, length);
         pass->agreement->var = agreement;
     }
+}
+
+/* The images and maps, and the numbers that belong to them, of all samples of the pass into the file; both are made where
+ * one is asked for. */
+static void want_maps(Pass *pass, Attribution *attribution, const char *samples, bool maps, bool scores) {
+    const int64_t length = pass->shard.total;
+    pass->attribution = attribution;
+    if (maps)
+        want_images(pass, samples);
+    if (scores)
+        want_targets(pass, attribution, samples);
     for (int m = 0; m < attribution->count; m++) {
         const Method *method = &attribution->methods[m];
         int variables[METHOD_PARTS];
-        attribution_declare(variables, attribution, method, samples, length);
+        attribution_declare(variables, attribution, method, samples, length, maps, scores);
         attribution_wants(method, pass->want_value, pass->want_gradient);
         for (int i = 0; i < method->parts; i++) {
+            if (!scores && variables[i] < 0)
+                continue;
             pass->maps[m][i] = pass_stream(pass, NULL, method->bytes[i], 0, length);
             pass->maps[m][i]->var = variables[i];
         }
@@ -155,7 +171,7 @@ static void want_values(Pass *pass, const Layers *layers) {
         pass->want_value[layers->nodes[i]] = true;
 }
 
-/* ---- The stage ------------------------------------------------------------------------------------------------ */
+/* ---- Layers and filters ------------------------------------------------------------------------------------------ */
 
 static Layers layers_of(Job *job) {
     const Graph *graph = job->model->graph;
@@ -227,9 +243,24 @@ static void write_filters(Job *job) {
     }
 }
 
-/* --keep-maps, or what its default comes to; one line says so where not all are kept. */
+/* ---- Which maps are kept ---------------------------------------------------------------------------------------- */
+
+static bool is(const char *a, const char *b) {
+    return strcmp(a, b) == 0;
+}
+
+/* Whether some samples' maps are more faithful than others', as far as was asked. */
+static bool tells_faithfulness(const Attribution *a) {
+    return a->count > 0 && !is(a->job->options->keep, "maps") &&
+           (a->evidence[EVIDENCE_DELETION] || a->evidence[EVIDENCE_INSERTION]);
+}
+
+/* "all", "chosen", "none" by --keep-maps, or by what its default comes to; one line says so where not all are kept. By
+ * --keep summary "faithful" or "none". */
 static const char *maps_kept(const Job *job, const Attribution *attribution) {
     const PixelTransform *t = &job->transform;
+    if (is(job->options->keep, "summary"))
+        return tells_faithfulness(attribution) ? "faithful" : "none";
     if (job->options->keep_maps)
         return job->options->keep_maps;
     int64_t largest = (int64_t)t->channels * t->height * t->width * (int64_t)dtype_bytes(t->dtype);
@@ -244,31 +275,75 @@ static const char *maps_kept(const Job *job, const Attribution *attribution) {
     return "chosen";
 }
 
-/* What the first pass is asked for. Every rank comes to the same; nothing is computed yet. */
-static Pass *first_pass(Arena *arena, Job *job, Layers *layers, Attribution **attribution, const char **kept) {
-    *attribution = attribution_new(arena, job);
-    *layers = layers_of(job);
-    *kept = maps_kept(job, *attribution);
-    output_text(job->output, OUTPUT_GLOBAL, "maps_kept", *kept);
-    Pass *pass = pass_new(arena, job, job->shard, NULL);
-    want_values(pass, layers);
-    want_feature_maps(pass);
-    if (strcmp(*kept, "all") == 0)
-        want_maps(pass, *attribution, "sample");
+/* What a run asks of its passes. Every rank comes to the same. */
+typedef struct {
+    Layers layers;
+    Pass *first;
+    Attribution *attribution;
+    const char *kept;
+    bool second;                              /* pass, of chosen samples */
+    float *insertion, *deletion;              /* (this rank's samples) of the first method, where the choice is by them */
+} Wish;
+
+static void want_summary(Wish *w, Arena *arena, Job *job) {
+    const Method *method = &w->attribution->methods[0];
+    w->first->summary = summary_new(arena, job, w->attribution);
+    if (!w->second || !tells_faithfulness(w->attribution))
+        return;
+    for (int k = 0; k < 2; k++) {
+        const int part = attribution_part(w->attribution, method, k ? EVIDENCE_INSERTION : EVIDENCE_DELETION);
+        if (part < 0)
+            continue;
+        float *rows = ARENA_ARRAY(arena, float, job->shard.count + 1, "evidence");
+        w->first->maps[0][part]->kept = (char *)rows;
+        *(k ? &w->insertion : &w->deletion) = rows;
+    }
+}
+
+/* Declares all of the first pass; nothing is computed yet. */
+static void make_wish(Wish *w, Arena *arena, Job *job) {
+    Attribution *attribution = attribution_new(arena, job);
+    const bool sums = !is(job->options->keep, "maps") && attribution->count > 0;
+    *w = (Wish){.layers = layers_of(job), .attribution = attribution, .kept = maps_kept(job, attribution)};
+    w->second = is(w->kept, "chosen") || is(w->kept, "faithful");
+    output_text(job->output, OUTPUT_GLOBAL, "maps_kept", w->kept);
+    w->first = pass_new(arena, job, job->shard, NULL);
+    want_values(w->first, &w->layers);
+    want_feature_maps(w->first);
+    if (is(w->kept, "all") || sums)
+        want_maps(w->first, attribution, "sample", is(w->kept, "all"), true);
+    if (sums)
+        want_summary(w, arena, job);
     write_filters(job);
+}
+
+/* The pass over the samples that keep their maps; their numbers have been written where the first one made them. */
+static Pass *second_pass(const Wish *w, Arena *arena, Job *job, Shard shard, const int64_t *samples) {
+    Pass *pass = pass_new(arena, job, shard, samples);
+    Attribution *attribution = ARENA_ARRAY(arena, Attribution, 1, "attribution");
+    *attribution = w->first->summary ? attribution_without_evidence(w->attribution) : *w->attribution;
+    want_maps(pass, attribution, "map_sample", true, !w->first->summary);
     return pass;
 }
 
-/* The second pass, over the samples that keep their maps. */
-static const Pass *chosen_pass(Arena *arena, Job *job, const float *logits, Attribution *attribution) {
+static float *faithfulness(const Wish *w, Arena *arena, const Job *job) {
+    if (!w->insertion && !w->deletion)
+        return NULL;
+    float *of = ARENA_ARRAY(arena, float, job->shard.count + 1, "evidence");
+    for (int64_t i = 0; i < job->shard.count; i++)
+        of[i] = (w->insertion ? w->insertion[i] : 0) - (w->deletion ? w->deletion[i] : 0);
+    return of;
+}
+
+static const Pass *chosen_pass(const Wish *w, Arena *arena, Job *job, const float *logits) {
     const Graph *graph = job->model->graph;
     int64_t count, first = 0, mine = 0;
-    int64_t *samples = chosen_samples(&count, job, logits, (int)shape_size(graph->nodes[graph->logits].shape));
+    int64_t *samples = chosen_samples(&count, job, logits, (int)shape_size(graph->nodes[graph->logits].shape),
+                                      is(w->kept, "chosen"), faithfulness(w, arena, job));
     for (int64_t i = 0; i < count; i++) {
         first += samples[i] < job->shard.first;
         mine += samples[i] >= job->shard.first && samples[i] < job->shard.first + job->shard.count;
     }
-    Pass *pass = pass_new(arena, job, (Shard){.total = count, .first = first, .count = mine}, samples + first);
     int64_t *positions = ARENA_ARRAY(arena, int64_t, count, "chosen samples");
     for (int64_t i = 0; i < count; i++)
         positions[i] = job->from + samples[i];
@@ -277,52 +352,49 @@ static const Pass *chosen_pass(Arena *arena, Job *job, const float *logits, Attr
         &(OutputVar){
             "map_sample", DT_I64, 1, {"map_sample"}, {count}, "position of the sample in the input file", NULL, NULL});
     output_whole(job->output, id, positions);
-    want_maps(pass, attribution, "map_sample");
+    Pass *pass = second_pass(w, arena, job, (Shard){.total = count, .first = first, .count = mine}, samples + first);
     pass_run(pass, "attribution", NULL);
     return pass;
 }
 
+/* ---- The stage ------------------------------------------------------------------------------------------------ */
+
 ForwardPlan forward_plan(Arena *arena, Job *job) {
     static ForwardPlan plan; /* static: it keeps its values over error_caught() */
-    static Attribution *attribution;
+    static Wish w;
     plan = (ForwardPlan){.kept = NULL};
     if (!error_caught()) {
-        plan.first = first_pass(arena, job, &plan.layers, &attribution, &plan.kept);
-        if (strcmp(plan.kept, "chosen") == 0) {
-            const int64_t most = chosen_most(job);
-            plan.second = pass_new(arena, job, (Shard){.total = most, .count = most}, NULL);
-            want_maps(plan.second, attribution, "map_sample");
+        make_wish(&w, arena, job);
+        plan = (ForwardPlan){.layers = w.layers, .first = w.first, .kept = w.kept, .attribution = w.attribution};
+        if (w.second) {
+            const int64_t most = chosen_most(job, is(w.kept, "chosen"), tells_faithfulness(w.attribution));
+            plan.second = second_pass(&w, arena, job, (Shard){.total = most, .count = most}, NULL);
         }
     }
     comm_all_ok();
-    plan.attribution = attribution;
     return plan;
 }
 
 Layers forward(Job *job) {
-    static struct { /* static: it keeps its values over error_caught() */
-        Layers layers;
-        Pass *pass;
-        Attribution *attribution;
-        const char *kept;
-    } plan;
+    static Wish w; /* static: it keeps its values over error_caught() */
     Arena *arena = arena_new();
     if (!error_caught()) {
-        plan.pass = first_pass(arena, job, &plan.layers, &plan.attribution, &plan.kept);
-        allocate_layers(job, &plan.layers);
+        make_wish(&w, arena, job);
+        allocate_layers(job, &w.layers);
     }
     comm_all_ok();
-    const bool chosen = strcmp(plan.kept, "chosen") == 0;
     int maps[LIST_MAX];
     job->predictions = ARENA_ARRAY(job->arena, int32_t, job->shard.count, "predictions");
-    const size_t row_bytes = plan.pass->logits->row_bytes;
+    const size_t row_bytes = w.first->logits->row_bytes;
     float *logits = arena_alloc(arena, (uint64_t)job->shard.count, row_bytes, "logits");
-    pass_run(plan.pass, "forward", logits);
+    pass_run(w.first, "forward", logits);
     predictions(job, logits, (int)(row_bytes / sizeof *logits));
-    const Pass *mapped = chosen ? chosen_pass(arena, job, logits, plan.attribution) : plan.pass;
-    for (int m = 0; m < plan.attribution->count; m++)
+    if (w.first->summary)
+        summary_write(w.first->summary);
+    const Pass *mapped = w.second ? chosen_pass(&w, arena, job, logits) : w.first;
+    for (int m = 0; m < w.attribution->count; m++)
         maps[m] = mapped->maps[m][0] ? mapped->maps[m][0]->var : -1;
-    sanity(job, plan.attribution, maps);
+    sanity(job, w.attribution, maps);
     arena_free(arena);
-    return plan.layers;
+    return w.layers;
 }

@@ -134,6 +134,8 @@ static const Row table[] = {
      "of file positions A to B, else of the first sample; default: first convolution; none"},
     {"filters", KIND_LIST, FIELD(filters), NULL, 0, 0, COMMAND_RUN, true, "L[,...]",
      "weights of convolutions; default: the first; none"},
+    {"keep", KIND_TEXT, FIELD(keep), "maps", 0, 0, COMMAND_RUN, true, "maps|summary|both",
+     "attribution maps of samples, or each category's mean and variance (and the most faithful maps), or both"},
     {"keep-maps", KIND_TEXT, FIELD(keep_maps), NULL, 0, 0, COMMAND_RUN, true, "all|chosen|none",
      "images and attribution maps kept; default: all while a variable is under 2 GiB, else chosen"},
     {"batch", KIND_INT, FIELD(batch), "8", 1, 65536, ALL, false, "N", "samples computed together; changes no result"},
@@ -363,6 +365,8 @@ static void check(Options *o) {
     if (o->keep_maps && strcmp(o->keep_maps, "all") != 0 && strcmp(o->keep_maps, "chosen") != 0 &&
         strcmp(o->keep_maps, "none") != 0)
         die_usage("--keep-maps %s: expected all, chosen or none", o->keep_maps);
+    if (strcmp(o->keep, "maps") != 0 && strcmp(o->keep, "summary") != 0 && strcmp(o->keep, "both") != 0)
+        die_usage("--keep %s: expected maps, summary or both", o->keep);
     if (strcmp(o->ig_rule, "gausslegendre") != 0 && strcmp(o->ig_rule, "riemann_left") != 0 &&
         strcmp(o->ig_rule, "riemann_middle") != 0 && strcmp(o->ig_rule, "riemann_right") != 0)
         die_usage("--ig-rule %s: expected gausslegendre, riemann_left, riemann_middle or riemann_right", o->ig_rule);
@@ -446,6 +450,7 @@ void options_parse(Options *options, int argc, char **argv) {
         static char *nothing[] = {"none"};
         options->attribution = options->feature_maps = options->filters = (List){1, nothing};
         options->keep_maps = "none";
+        options->keep = "maps";
     }
     if (strcmp(options->schedule, "fast") == 0) {
         options->max_iter = iterations_given ? options->max_iter : FAST_ITERATIONS;

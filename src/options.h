@@ -75,6 +75,7 @@ typedef struct {
     List evidence;                          /* count 0: none */
     int evidence_steps;
     int sanity; /* samples; 0: none */
+    const char *keep;                        /* "maps", "summary", "both" */
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */

@@ -335,6 +335,18 @@ static double took(Pass *pass, int part, double since) {
     return now;
 }
 
+/* Of a pass over all samples. */
+static void summarise_round(const Pass *pass) {
+    const float *maps[LIST_MAX], *low[LIST_MAX], *high[LIST_MAX];
+    for (int m = 0; m < pass->attribution->count; m++) {
+        const bool bounds = method_has_bounds(&pass->attribution->methods[m]);
+        maps[m] = (const float *)stream_row(pass, pass->maps[m][0], pass->from);
+        low[m] = bounds ? (const float *)stream_row(pass, pass->maps[m][1], pass->from) : NULL;
+        high[m] = bounds ? (const float *)stream_row(pass, pass->maps[m][2], pass->from) : NULL;
+    }
+    summary_add(pass->summary, maps, low, high, pass->from - pass->shard.first, pass->count);
+}
+
 static void run_round(Pass *pass, const char *name, float *all_logits) {
     Job *job = pass->job;
     double since = progress_now();
@@ -356,6 +368,11 @@ static void run_round(Pass *pass, const char *name, float *all_logits) {
         comm_all_ok();
         memcpy(job->predictions + (pass->from - pass->shard.first), stream_row(pass, pass->prediction, pass->from),
                (size_t)pass->count * sizeof(int32_t));
+    }
+    if (pass->summary) {
+        if (!error_caught())
+            summarise_round(pass);
+        comm_all_ok();
     }
     if (all_logits)
         memcpy((char *)all_logits + (size_t)(pass->from - pass->shard.first) * pass->logits->row_bytes,

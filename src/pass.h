@@ -9,6 +9,7 @@
 
 #include "attribution.h"
 #include "stages.h"
+#include "summary.h"
 
 /* Results of one variable for the samples of a round, on their way to the file. Positions count the pass's samples,
  * over all ranks; rows[0] is the round's first. */
@@ -49,6 +50,7 @@ typedef struct {
     Stream *agreement;           /* of its methods; NULL: not asked for */
     Stream *planes[LIST_MAX];    /* per method; NULL: not asked for */
     Attribution *attribution;    /* NULL: none */
+    Summary *summary;            /* of the maps; NULL: not asked for */
     const Layers *layers; /* NULL: no features kept */
 
     bool want_value[1024], want_gradient[1024]; /* per node; of every batch */

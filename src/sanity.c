@@ -98,14 +98,12 @@ static void maps_of(Sanity *s, Graph *graph, int32_t *const fixed[2], int64_t be
     Arena *arena = arena_new();
     Model model = *s->job->model;
     Job job = *s->job;
-    Attribution a = *s->attribution;
+    Attribution a = attribution_without_evidence(s->attribution);
     model.graph = graph;
     job.model = &model;
     job.checkpoint = NULL;
     a.job = &job;
     a.keeps_planes = true;
-    a.agreement = false;
-    memset(a.evidence, 0, sizeof a.evidence);
     Pass *pass = pass_new(arena, &job, s->shard, s->samples);
     pass->attribution = &a;
     pass->before = before;

@@ -44,9 +44,11 @@ void matrix_free(Matrix *matrix);
 Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
 
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
- * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
-int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs);
-int64_t chosen_most(const Job *job); /* their number, at most */
+ * certain ones (where `usual`); of faithfulness (shard.count; NULL: none) the 20 largest and the 20 smallest. logits: host,
+ * (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
+int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs, bool usual,
+                        const float *faithfulness);
+int64_t chosen_most(const Job *job, bool usual, bool faithful); /* their number, at most */
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
 

@@ -36,7 +36,8 @@ JOBS = {  # what takes their time
                 "saliency,gradcam:conv1,gradcam:conv2", "--feature-maps", "conv1:0:2000,relu2:1000:1010"),
     "chosen maps": (*MNIST, "--samples", 3000, "--tsne", 0, "--keep-maps", "chosen", "--attribution",
                     "saliency,gradcam:conv1,smoothgrad,integrated_gradients", "--smoothgrad-draws", 4, "--ig-steps", 10,
-                    "--baseline", "mean", "--target", "label:runner-up", "--sanity", 40),
+                    "--baseline", "mean", "--target", "label:runner-up", "--sanity", 40, "--keep", "both",
+                    "--evidence", "insertion", "--evidence-steps", 2),
     "embed": ("embed", "--input", "{features}", "--labels", "{labels}", "--pre-pca", 20, "--tsne-samples", 1500,
               "--max-iter", 250, "--exaggeration-iter", 50, "--init", "random"),
 }

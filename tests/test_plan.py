@@ -59,7 +59,7 @@ JOBS = {
     "resnet": ("--model", GOLDEN / "onnx" / "resnet.onnx", "--images", "{pictures}", "--max-iter", 200),
     "chosen maps": (*MNIST, "--samples", 3000, "--keep-maps", "chosen", "--tsne", 0),
     "sanity": (*MNIST, "--samples", 800, "--tsne", 0, "--attribution", "saliency,integrated_gradients", "--evidence",
-               "deletion", "--sanity", 300),
+               "deletion", "--sanity", 300, "--keep", "summary"),
     "small matrix": ("embed", "--input", "{small}", "--max-iter", 300),
     "large matrix": ("embed", "--input", "{large}", "--max-iter", 60),
     "several maps": ("embed", "--input", "{large}", "--perplexity", "5,10+100", "--runs", 2, "--max-iter", 20),

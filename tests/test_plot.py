@@ -252,10 +252,9 @@ def test_sanity_checks(tmp_path):
         ds[f"attribution_randomised_{measure}_overall"] = (("randomised", "attribution"), steps - less,
                                                            names | {"layers": "logits conv1"})
         ds[f"attribution_random_logit_{measure}_overall"] = ("attribution", steps[0] / 2)
-    ds["attribution_sanity_failed"] = ("attribution", np.array([1, 0, 0]), names | {"random_weights_most": 0.5})
+    ds["attribution_sanity_failed"] = ("attribution", np.array([1, 0, 0]), names | {
+        "random_weights_most": 0.5, "flag_meanings": "random_weights another_output"})
     ds["sanity_sample"] = np.arange(9)
-    ds.saliency.attrs["sanity_check"] = "failed: random weights"
-    ds.gradcam.attrs["sanity_check"] = "passed"
     drawn = dict(plot.figures(ds))
     curves, ssim = (ax.lines for ax in drawn["sanity"].axes)
     np.testing.assert_array_equal(curves[0].get_ydata(), [1, 0.75, 0.625])
@@ -268,6 +267,25 @@ def test_sanity_checks(tmp_path):
     assert "sanity" not in drawn["gradcam"].get_suptitle()
     titles = [ax.get_title() for ax in drawn["methods"].axes[1:4]]
     assert titles == ["saliency\nsanity check failed:\nrandom weights", "gradcam", "gradcam plus plus"]
+
+
+def test_mean_maps(tmp_path):
+    """A picture for each category that has samples, and of the wrong and the right, a row for each method."""
+    make_result(tmp_path / "a.nc", samples=60)
+    ds = cnnscope.open_result(tmp_path / "a.nc").load()
+    counts = np.array([3, 0, 57, 0, 0, 0, 0, 0, 0, 0])
+    ds["summary_count"] = ("summary_category", counts)
+    rng = np.random.default_rng(0)
+    ds["gradcam_mean"] = (("summary_category", "conv2_y", "conv2_x"), rng.random((10, 10, 12)))
+    ds["occlusion_mean"] = (("summary_category", "y", "x"), rng.normal(size=(10, 20, 24)))
+    for method, shape in (("gradcam", ("conv2_y", "conv2_x")), ("occlusion", ("y", "x"))):
+        for judged in ("wrong", "right"):
+            ds[f"{method}_mean_{judged}"] = (shape, ds[f"{method}_mean"].values[0] / 2)
+    figure = dict(plot.figures(ds))["mean_maps"]
+    assert [ax.get_title() for ax in figure.axes[:4]] == ["0", "2", "wrong", "right"] and len(figure.axes) == 8
+    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), ds.gradcam_mean[2])
+    low, high = figure.axes[4].images[0].get_clim()
+    assert low == -high == -np.abs(ds.occlusion_mean.values[[0, 2]]).max() and "60 samples" in figure.get_suptitle()
 
 
 def test_asked_samples_fill_pages(tmp_path):
