@@ -139,7 +139,7 @@ def mean_maps(ds: xr.Dataset) -> Figure:
             ax.set(xticks=[], yticks=[])
             if ax in grid[0]:
                 ax.set_title(title, size=7)
-        row[0].set_ylabel("\n".join([name.replace("_", " "), *failure(ds, name)]), size=6,
+        row[0].set_ylabel("\n".join([name.replace("_", " "), *failure(ds, name)]).replace(": ", ":\n"), size=6,
                           color=WRONG if failure(ds, name) else "k")
     figure.suptitle(f"Mean attribution maps of {counts.sum():,} samples by category, one scale a row")
     return figure

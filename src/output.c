@@ -275,8 +275,10 @@
  *         :option_cam_resolution = "layer" ;
  *         :option_evidence = "default" ;
  *         :option_evidence_steps = "20" ;
+ *         :option_sanity = "0" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
+ *         :option_keep = "maps" ;
  *         :option_keep_maps = "default" ;
  *         :maps_kept = "all" ;
  *         :status = "complete" ;
