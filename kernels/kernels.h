@@ -89,6 +89,7 @@ void lane_sync(Lane *lane); /* wait for all that was asked of the lane */
 /* In the lane's order; done at lane_sync. */
 void lane_copy(Lane *lane, void *device_to, const void *device_from, size_t bytes);
 void lane_download(Lane *lane, void *host, const void *device, size_t bytes);
+void lane_upload(Lane *lane, void *device, const void *host, size_t bytes); /* host stays as it is until lane_sync */
 
 /* How a value lies in memory; opaque outside of kernels. PLAIN is NCHW (or row-major). */
 typedef enum { LAYOUT_PLAIN, LAYOUT_BLOCKED } Layout;
@@ -374,6 +375,12 @@ void k_saliency(Lane *lane, float *map, const float *gradient, int B, int C, int
 typedef enum { CAM_GRAD, CAM_GRAD_PLUS, CAM_HIRES, CAM_LAYER } CamKind;
 void k_cam(Lane *lane, float *map, CamKind kind, const float *value, const float *gradient, int B, int C, int H, int W);
 
+/* map (B, pixels) = relu of the first principal component's scores, pixels being the observations of C channels; the
+ * score farthest from 0 is positive, so that the map is bright where something stands out. Muhammad & Yeasin 2020. By the
+ * power method, in double, up to 1000 rounds. scratch: k_eigen_cam_scratch bytes. */
+size_t k_eigen_cam_scratch(int B, int C, int64_t pixels);
+void k_eigen_cam(Lane *lane, float *map, const float *value, int B, int C, int64_t pixels, void *scratch);
+
 /* (map - low) / (high - low) in place, low, high (B): the smallest and largest of the sample's `pixels` values; a
  * constant map becomes zeros. */
 void k_normalise(Lane *lane, float *map, float *low, float *high, int B, int64_t pixels);
@@ -396,6 +403,13 @@ void k_add_probability(Lane *lane, float *area, const float *logits, const int32
 
 /* sum (B, pixels) of map (B, C, pixels) over channels. */
 void k_channel_sum(Lane *lane, float *sum, const float *map, int B, int C, int64_t pixels);
+
+/* mask (B, pixels): what is not 0 is inside.
+ * k_pointing: hit (B) = 1 where the first pixel by rank is inside, else 0. Zhang et al. 2018.
+ * k_energy: share (B) of the map's positive values that is inside; 0 without any. Wang et al. 2020.
+ * NaN where nothing is inside. */
+void k_pointing(Lane *lane, float *hit, const int32_t *rank, const uint8_t *mask, int B, int64_t pixels);
+void k_energy(Lane *lane, float *share, const float *map, const uint8_t *mask, int B, int64_t pixels);
 
 /* gini (B): Gini index of maps that are nowhere negative, 0 even, towards 1 sparse (Hurley & Rickard 2009); of zeros 0. */
 void k_gini(Lane *lane, float *gini, const float *map, const int32_t *rank, int B, int64_t pixels);

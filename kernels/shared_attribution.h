@@ -107,6 +107,14 @@ ON_BOTH float correlation(double both, double first, double second) {
     return first > 0 && second > 0 ? (float)(both / sqrt(first * second)) : 0;
 }
 
+/* The power method of Eigen-CAM. */
+enum { EIGEN_ROUNDS = 1000 };
+#define EIGEN_CHANGE 1e-12 /* of each of a unit vector's parts, where it ends */
+
+ON_BOTH double eigen_start(int c) { /* of no regularity that a network's channels might have */
+    return 1 + (double)(c * 0x9e3779b1u >> 8) * 0x1p-24;
+}
+
 /* A channel's weight in Grad-CAM++ is the sum of these over its pixels. */
 ON_BOTH float cam_plus_share(float gradient, float sum_of_values) {
     const float square = gradient * gradient;

@@ -22,6 +22,7 @@ static const struct {
     [METHOD_GRADCAM_PLUS] = {"gradcam++", "gradcam_plus_plus", "Grad-CAM++", .cam = true, .normalised = true},
     [METHOD_HIRESCAM] = {"hirescam", "hirescam", "HiRes-CAM", .cam = true, .normalised = true},
     [METHOD_LAYERCAM] = {"layercam", "layercam", "LayerCAM", .cam = true, .normalised = true},
+    [METHOD_EIGENCAM] = {"eigencam", "eigencam", "Eigen-CAM", .cam = true, .normalised = true},
     [METHOD_GUIDED_BACKPROP] = {"guided_backprop", "guided_backprop", "guided backpropagation", .by_channel = true},
     [METHOD_SMOOTHGRAD] = {"smoothgrad", "smoothgrad", "mean input gradient over noisy inputs", .by_channel = true},
     [METHOD_INTEGRATED_GRADIENTS] = {"integrated_gradients", "integrated_gradients", "integrated gradients",
@@ -36,6 +37,8 @@ static const struct {
                                        "first: small where these matter"},
     [EVIDENCE_INSERTION] = {"insertion", "mean probability of the category while pixels are inserted, the largest of "
                                          "%s first: large where these suffice"},
+    [EVIDENCE_POINTING] = {"pointing", "whether the largest of %s lies inside the sample's mask; NaN = it is empty"},
+    [EVIDENCE_ENERGY] = {"energy", "share of the positive values of %s inside the sample's mask; NaN = it is empty"},
     [EVIDENCE_SPARSENESS] = {"sparseness", "Gini index of the magnitudes of %s: 0 even, towards 1 in few pixels"},
 };
 
@@ -107,7 +110,7 @@ static void choose_evidence(Attribution *a) {
         const char *name = list->items[i];
         bool *wanted = strcmp(name, "agreement") == 0 ? &a->agreement : NULL;
         for (int k = 0; k < EVIDENCE_KINDS; k++)
-            if (strcmp(name, evidences[k].name) == 0)
+            if (strcmp(name, evidences[k].name) == 0 && k != EVIDENCE_POINTING && k != EVIDENCE_ENERGY)
                 wanted = &a->evidence[k];
         if (!wanted)
             die_usage("--evidence %s: unknown; expected deletion, insertion, sparseness or agreement", name);
@@ -115,6 +118,7 @@ static void choose_evidence(Attribution *a) {
             die_usage("--evidence: %s is asked for twice", name);
         *wanted = true;
     }
+    a->evidence[EVIDENCE_POINTING] = a->evidence[EVIDENCE_ENERGY] = a->job->masks != NULL;
     for (int m = 0; m < a->count; m++) {
         a->methods[m].parts = a->methods[m].maps;
         for (int k = 0; k < EVIDENCE_KINDS; k++)
@@ -287,7 +291,7 @@ static void declare_evidence(int *variables, const Attribution *a, const Method 
         snprintf(name, sizeof name, "%s_%s", method->variable, evidences[k].name);
         snprintf(what, sizeof what, evidences[k].what, method->variable);
         *variables = output_var(a->job->output, &(OutputVar){name, DT_F32, 1, {samples}, {length}, what, NULL, NULL});
-        if (k != EVIDENCE_SPARSENESS) {
+        if (k == EVIDENCE_DELETION || k == EVIDENCE_INSERTION) {
             output_text(a->job->output, *variables, "baseline", a->job->options->baseline);
             output_int64(a->job->output, *variables, "steps", a->job->options->evidence_steps);
         }
@@ -395,7 +399,7 @@ bool method_has_bounds(const Method *method) {
 }
 
 void attribution_wants(const Method *method, bool *want_value, bool *want_gradient) {
-    if (method->kind != METHOD_OCCLUSION)
+    if (method->kind != METHOD_OCCLUSION && method->kind != METHOD_EIGENCAM)
         want_gradient[method->node] = true;
     if (table[method->kind].cam)
         want_value[method->node] = true;

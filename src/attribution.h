@@ -19,13 +19,21 @@ typedef enum {
     METHOD_GRADCAM_PLUS,
     METHOD_HIRESCAM,
     METHOD_LAYERCAM,
+    METHOD_EIGENCAM,
     METHOD_GUIDED_BACKPROP, /* from here on with passes of their own */
     METHOD_SMOOTHGRAD,
     METHOD_INTEGRATED_GRADIENTS,
     METHOD_OCCLUSION
 } MethodKind;
 
-typedef enum { EVIDENCE_DELETION, EVIDENCE_INSERTION, EVIDENCE_SPARSENESS, EVIDENCE_KINDS } EvidenceKind;
+typedef enum {
+    EVIDENCE_DELETION,
+    EVIDENCE_INSERTION,
+    EVIDENCE_POINTING, /* this and the next by --masks */
+    EVIDENCE_ENERGY,
+    EVIDENCE_SPARSENESS, /* the last: it makes ranks of its own */
+    EVIDENCE_KINDS
+} EvidenceKind;
 
 enum { METHOD_MAPS = 3, METHOD_PARTS = METHOD_MAPS + EVIDENCE_KINDS };
 
@@ -99,7 +107,8 @@ typedef struct {
     float *planes, *tied; /* (methods, B, pixels): maps as large as the image, for the evidence; their tied ranks */
     float *magnitude, *area, *agreement;
     int32_t *rank;
-    void *scratch;
+    uint8_t *mask; /* (B, pixels) */
+    void *scratch; /* of k_rank and k_eigen_cam */
     float *delta; /* host */
 } AttributionLane;
 size_t attribution_lane_bytes(const Attribution *a, int B);
@@ -114,15 +123,15 @@ typedef struct {
 } AttributionRows;
 
 /* All methods of a batch that has gone forward: the rank's samples from `at` on, `count` of them. What the lane's last
- * forward pass was is unknown afterwards. */
+ * forward pass was is unknown afterwards. masks: host (count, pixels) of --masks, or NULL. */
 void attribution_batch(const Attribution *a, AttributionLane *w, const AttributionRows *to, const Plan *plan,
-                       Lane *lane, const int32_t *prediction, int64_t at, int count);
+                       Lane *lane, const int32_t *prediction, const uint8_t *masks, int64_t at, int count);
 
 /* ---- attribution_evidence.c ------------------------------------------------------------------------------------- */
 
 bool attribution_has_evidence(const Attribution *a);
 bool attribution_has_planes(const Attribution *a); /* for evidence, or because they are asked for */
-size_t attribution_evidence_bytes(const Attribution *a, int B); /* of a lane, the planes among them */
+size_t attribution_evidence_bytes(const Attribution *a, int B); /* of a lane, planes and scratch among them */
 void attribution_evidence_new(AttributionLane *w, const Attribution *a);
 void attribution_evidence_free(AttributionLane *w);
 

@@ -16,25 +16,42 @@ bool attribution_has_planes(const Attribution *a) {
     return a->keeps_planes || attribution_has_evidence(a);
 }
 
+static size_t scratch_bytes(const Attribution *a, int B) {
+    size_t most = attribution_has_evidence(a) ? k_rank_scratch(B, a->pixels) : 0;
+    for (int m = 0; m < a->count; m++) {
+        const Shape s = a->methods[m].layer;
+        const int64_t pixels = (int64_t)shape_height(s) * shape_width(s);
+        const size_t bytes =
+            a->methods[m].kind == METHOD_EIGENCAM ? k_eigen_cam_scratch(B, shape_channels(s), pixels) : 0;
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 size_t attribution_evidence_bytes(const Attribution *a, int B) {
     const size_t count = (size_t)a->count, plane = (size_t)B * (size_t)a->pixels * sizeof(float);
+    const size_t scratch = scratch_bytes(a, B) + (a->evidence[EVIDENCE_POINTING] ? plane / sizeof(float) : 0);
     if (!attribution_has_evidence(a))
-        return attribution_has_planes(a) ? count * plane : 0;
-    return (2 * count + 2) * plane + (size_t)B * (1 + count * count) * sizeof(float) + k_rank_scratch(B, a->pixels);
+        return scratch + (attribution_has_planes(a) ? count * plane : 0);
+    return (2 * count + 2) * plane + (size_t)B * (1 + count * count) * sizeof(float) + scratch;
 }
 
 void attribution_evidence_new(AttributionLane *w, const Attribution *a) {
     const size_t count = (size_t)a->count, plane = (size_t)a->B * (size_t)a->pixels * sizeof(float);
     if (attribution_has_planes(a))
         w->planes = dev_alloc(count * plane);
+    const size_t scratch = scratch_bytes(a, a->B);
+    if (scratch > 0)
+        w->scratch = dev_alloc(scratch);
     if (!attribution_has_evidence(a))
         return;
+    if (a->evidence[EVIDENCE_POINTING])
+        w->mask = dev_alloc((size_t)a->B * (size_t)a->pixels);
     w->tied = dev_alloc(count * plane);
     w->magnitude = dev_alloc(plane);
     w->rank = dev_alloc(plane);
     w->area = dev_alloc((size_t)a->B * sizeof(float));
     w->agreement = dev_alloc((size_t)a->B * count * count * sizeof(float));
-    w->scratch = dev_alloc(k_rank_scratch(a->B, a->pixels));
 }
 
 void attribution_evidence_free(AttributionLane *w) {
@@ -44,6 +61,7 @@ void attribution_evidence_free(AttributionLane *w) {
     dev_free(w->rank);
     dev_free(w->area);
     dev_free(w->agreement);
+    dev_free(w->mask);
     dev_free(w->scratch);
 }
 
@@ -64,9 +82,11 @@ static void take_apart(const Attribution *a, AttributionLane *w, const Plan *pla
 static void measure(const Attribution *a, AttributionLane *w, const Plan *plan, Lane *lane, EvidenceKind kind,
                     const float *plane) {
     const KUnary magnitude = {.function = K_ABS};
-    if (kind != EVIDENCE_SPARSENESS) {
-        take_apart(a, w, plan, lane, kind == EVIDENCE_INSERTION);
-        return;
+    switch (kind) {
+    case EVIDENCE_POINTING: k_pointing(lane, w->area, w->rank, w->mask, a->B, a->pixels); return;
+    case EVIDENCE_ENERGY: k_energy(lane, w->area, plane, w->mask, a->B, a->pixels); return;
+    case EVIDENCE_SPARSENESS: break;
+    default: take_apart(a, w, plan, lane, kind == EVIDENCE_INSERTION); return;
     }
     k_unary_forward(lane, w->magnitude, plane, LAYOUT_PLAIN, &magnitude, a->B, 1, 1, (int)a->pixels);
     k_rank(lane, w->rank, NULL, w->magnitude, a->B, a->pixels, w->scratch);
@@ -81,7 +101,7 @@ void attribution_evidence(const Attribution *a, AttributionLane *w, const Attrib
         float *tied = w->tied + m * plane;
         int part = a->methods[m].maps;
         k_rank(lane, w->rank, a->agreement ? tied : NULL, map, a->B, a->pixels, w->scratch);
-        for (int k = 0; k < EVIDENCE_KINDS; k++) { /* sparseness is the last: it has ranks of its own */
+        for (int k = 0; k < EVIDENCE_KINDS; k++) {
             if (!a->evidence[k])
                 continue;
             measure(a, w, plan, lane, (EvidenceKind)k, map);

@@ -39,7 +39,7 @@ static void enlarge(Attribution *a) {
     for (int m = 0; m < a->count; m++) {
         Method *method = &a->methods[m];
         if ((large || attribution_has_planes(a)) && method->kind >= METHOD_GRADCAM &&
-            method->kind <= METHOD_LAYERCAM) {
+            method->kind <= METHOD_EIGENCAM) {
             method->rows = axis_of(shape_height(method->layer), shape_height(input));
             method->columns = axis_of(shape_width(method->layer), shape_width(input));
         }
@@ -215,8 +215,12 @@ static void class_activation(const Batch *b, const Method *method) {
     const Shape s = method->layer;
     const int B = b->a->B, H = shape_height(s), W = shape_width(s);
     AttributionLane *w = b->w;
-    k_cam(b->lane, w->map, kinds[method->kind], graph_value(b->plan, b->lane, method->node),
-          graph_gradient(b->plan, b->lane, method->node), B, shape_channels(s), H, W);
+    const float *value = graph_value(b->plan, b->lane, method->node);
+    if (method->kind == METHOD_EIGENCAM)
+        k_eigen_cam(b->lane, w->map, value, B, shape_channels(s), (int64_t)H * W, w->scratch);
+    else
+        k_cam(b->lane, w->map, kinds[method->kind], value, graph_gradient(b->plan, b->lane, method->node), B,
+              shape_channels(s), H, W);
     if (method->map[1] != H || method->map[2] != W)
         make_large(b, method, w->map);
 }
@@ -305,7 +309,8 @@ static const float *map_of(const Batch *b, const Method *method) {
     case METHOD_GRADCAM:
     case METHOD_GRADCAM_PLUS:
     case METHOD_HIRESCAM:
-    case METHOD_LAYERCAM: class_activation(b, method); break;
+    case METHOD_LAYERCAM:
+    case METHOD_EIGENCAM: class_activation(b, method); break;
     case METHOD_GUIDED_BACKPROP:
         lane_copy(b->lane, graph_input(b->plan, b->lane), w->x, (size_t)all * sizeof *w->x);
         return gradient_pass(b, true);
@@ -344,7 +349,7 @@ static void run_method(const Batch *b, int number, const AttributionRows *to) {
 }
 
 void attribution_batch(const Attribution *a, AttributionLane *w, const AttributionRows *to, const Plan *plan,
-                       Lane *lane, const int32_t *prediction, int64_t at, int count) {
+                       Lane *lane, const int32_t *prediction, const uint8_t *masks, int64_t at, int count) {
     const Batch b = {a, w, plan, lane, at, count};
     const float *logits = logits_of(&b);
     for (int end = 0; end < 2; end++)
@@ -365,6 +370,8 @@ void attribution_batch(const Attribution *a, AttributionLane *w, const Attributi
     for (int m = 0; m < a->count; m++)
         if (a->methods[m].kind >= METHOD_GUIDED_BACKPROP)
             run_method(&b, m, to);
+    if (masks && w->mask)
+        lane_upload(lane, w->mask, masks, (size_t)(count * a->pixels));
     if (attribution_has_evidence(a))
         attribution_evidence(a, w, to, plan, lane, count);
 }

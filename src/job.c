@@ -110,6 +110,18 @@ static int32_t *read_categories(Job *job, Dataset *vector, int64_t least) {
     return narrow;
 }
 
+static void open_masks(Job *job) {
+    const PixelTransform *t = &job->transform;
+    const Dataset *m = job->masks = dataset_open(job->arena, job->options->masks);
+    const int64_t *size = m->shape + m->rank - 2;
+    if (m->rank < 3 || m->rank > 4 || (m->rank == 4 && m->shape[1] != 1) || size[0] != t->height || size[1] != t->width)
+        die("%s: expected masks (N,H,W) of %d x %d, as the images of %s", m->spec, t->height, t->width,
+            job->images->spec);
+    if (m->shape[0] != job->images->shape[0])
+        die("%s: %lld masks, but %s holds %lld samples", m->spec, (long long)m->shape[0], job->images->spec,
+            (long long)job->images->shape[0]);
+}
+
 static void open_data(Job *job) {
     const Options *o = job->options;
     if (o->images)
@@ -128,6 +140,8 @@ static void open_data(Job *job) {
         die("%s: no samples", first->spec);
     if (job->images)
         describe_images(job);
+    if (o->masks)
+        open_masks(job);
     if (job->input && job->images && job->images->shape[0] != job->input->shape[0])
         die("%s: %lld images, but %s holds %lld samples", o->images, (long long)job->images->shape[0], o->input,
             (long long)job->input->shape[0]);
@@ -212,7 +226,8 @@ static void hash_inputs(Job *job) {
         {o->category_names, job->category_names_sha256, NULL},
         {o->sample_names, job->sample_names_sha256, NULL},
         {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key},
-        {baseline_file(o), job->baseline_sha256, &job->baseline_key}};
+        {baseline_file(o), job->baseline_sha256, &job->baseline_key},
+        {o->masks, job->masks_sha256, &job->masks_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {
             const char *path = dataset_path(job->arena, others[i].spec);
@@ -224,7 +239,7 @@ static void hash_inputs(Job *job) {
 
 void job_open(Job *job, Options *options) {
     *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = "",
-                  .baseline_key = ""};
+                  .baseline_key = "", .masks_key = ""};
     if (!error_caught())
         open_data(job);
     comm_all_ok();
@@ -247,6 +262,7 @@ void job_open(Job *job, Options *options) {
     comm_broadcast(job->predictions_sha256, sizeof job->predictions_sha256);
     comm_broadcast(job->init_sha256, sizeof job->init_sha256);
     comm_broadcast(job->baseline_sha256, sizeof job->baseline_sha256);
+    comm_broadcast(job->masks_sha256, sizeof job->masks_sha256);
     int64_t categories = job->categories;
     for (int64_t i = 0; categories == 0 && i < job->shard.count; i++) {
         if (job->labels && job->labels[i] >= job->categories)

@@ -15,6 +15,7 @@ typedef struct {
     Options *options;
     Model *model;             /* NULL without --model: `embed`, `audit`, and often `place` */
     Dataset *images;          /* NULL when not given */
+    Dataset *masks;           /* of the images, one plane each; NULL without --masks */
     Dataset *input;           /* NULL with --model */
     Dataset *map;             /* NULL but for `audit` */
     PlaceMap *places;         /* of `place`: the stored map of each layer of options->embed, in that order */
@@ -30,8 +31,8 @@ typedef struct {
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
     char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
-        init_sha256[65], baseline_sha256[65]; /* "" = none */
-    const char *labels_key, *init_key, *baseline_key; /* what follows the file's name in these specs; rank 0's */
+        init_sha256[65], baseline_sha256[65], masks_sha256[65]; /* "" = none */
+    const char *labels_key, *init_key, *baseline_key, *masks_key; /* what follows the file's name in these specs; rank 0's */
     char category_names_sha256[65], sample_names_sha256[65]; /* rank 0's */
     Output *output;
     Checkpoint *checkpoint; /* NULL without --checkpoint */

@@ -46,7 +46,8 @@ static void put_globals(Job *job) {
         {"labels_sha256", job->labels_sha256},
         {"predictions_sha256", job->predictions_sha256},
         {"init_sha256", job->init_sha256},
-        {"baseline_sha256", job->baseline_sha256}};
+        {"baseline_sha256", job->baseline_sha256},
+        {"masks_sha256", job->masks_sha256}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (texts[i].value[0])
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
@@ -89,7 +90,9 @@ static struct Lines describe(Job *job) {
                  {"init_sha256", job->init_sha256},
                  {"init_key", job->init_key},
                  {"baseline_sha256", job->baseline_sha256},
-                 {"baseline_key", job->baseline_key}};
+                 {"baseline_key", job->baseline_key},
+                 {"masks_sha256", job->masks_sha256},
+                 {"masks_key", job->masks_key}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         put_line(&lines, texts[i].name, texts[i].value);
     options_describe(job->options, put_line, &lines);

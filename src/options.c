@@ -128,6 +128,8 @@ static const Row table[] = {
      "for the maps of each sample: deletion, insertion, sparseness, agreement; default: none"},
     {"evidence-steps", KIND_INT, FIELD(evidence_steps), "20", 1, 10000, COMMAND_RUN, true, "N",
      "in which pixels are deleted and inserted"},
+    {"masks", KIND_TEXT, FIELD(masks), NULL, 0, 0, COMMAND_RUN, false, "FILE",
+     "(N,H,W), not 0 inside: whether each map points there, and its energy inside; formats as for --images"},
     {"sanity", KIND_INT, FIELD(sanity), NULL, 0, 1000000, COMMAND_RUN, true, "N",
      "samples on which methods are tested against networks of random weights; default: 0, no tests"},
     {"feature-maps", KIND_LIST, FIELD(feature_maps), NULL, 0, 0, COMMAND_RUN, true, "L[:A:B][,...]",

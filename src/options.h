@@ -74,6 +74,7 @@ typedef struct {
     const char *cam_resolution;             /* "layer" or "image" */
     List evidence;                          /* count 0: none */
     int evidence_steps;
+    const char *masks; /* file; NULL: none */
     int sanity; /* samples; 0: none */
     const char *keep;                        /* "maps", "summary", "both" */
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */

@@ -47,6 +47,8 @@ static size_t pixel_bytes_of(const Pass *pass) {
 
 size_t pass_round_bytes(const Pass *pass, int64_t samples) {
     size_t bytes = pixel_bytes_of(pass) * (size_t)samples;
+    if (pass->job->masks)
+        bytes += (size_t)(dataset_row_size(pass->job->masks) * samples);
     for (int i = 0; i < pass->stream_count; i++) {
         const Stream *s = &pass->streams[i];
         if (!s->kept)
@@ -119,6 +121,8 @@ static void pass_memory(Pass *pass) {
             pass->streams[i].rows = dev_alloc_host((size_t)pass->round_samples * pass->streams[i].row_bytes);
     const size_t pixel_bytes = pixel_bytes_of(pass);
     pass->pixels = dev_alloc_host((size_t)pass->round_samples * pixel_bytes);
+    if (attributes(pass) && pass->attribution->evidence[EVIDENCE_POINTING])
+        pass->masks = dev_alloc_host((size_t)(pass->round_samples * pass->attribution->pixels));
 
     pass->work = ARENA_ARRAY(pass->arena, struct LaneWork, pass->lanes, "lanes");
     for (int i = 0; i < pass->lanes; i++) {
@@ -146,6 +150,7 @@ static void pass_free(Pass *pass) {
     for (int i = 0; i < pass->stream_count; i++)
         dev_free_host(pass->streams[i].rows);
     dev_free_host(pass->pixels);
+    dev_free_host(pass->masks);
     graph_plan_free(pass->plan);
 }
 
@@ -176,7 +181,10 @@ static void attribute_batch(const Pass *pass, struct LaneWork *w, int64_t positi
         for (int i = 0; i < a->methods[m].parts; i++)
             to.rows[m][i] = row_or_null(pass, pass->maps[m][i], position);
     }
-    attribution_batch(a, &w->attribution, &to, pass->plan, w->lane, w->prediction, position - pass->shard.first, count);
+    const size_t plane = (size_t)a->pixels;
+    attribution_batch(a, &w->attribution, &to, pass->plan, w->lane, w->prediction,
+                      pass->masks ? pass->masks + (size_t)(position - pass->from) * plane : NULL,
+                      position - pass->shard.first, count);
 }
 
 static void compute_batch(Pass *pass, struct LaneWork *w, int64_t position, int count) {
@@ -241,6 +249,20 @@ static void compute_round(Pass *pass) {
     }
 }
 
+/* Of the job's samples from `sample` on, into the round's places from `at` on. */
+static void read_masks(const Pass *pass, int64_t at, int64_t sample, int64_t count) {
+    Dataset *masks = pass->job->masks;
+    const int64_t plane = dataset_row_size(masks), values = count * plane;
+    Arena *scratch = arena_new();
+    void *raw = arena_alloc(scratch, (uint64_t)values, dtype_bytes(masks->dtype), "masks");
+    float *wide = ARENA_ARRAY(scratch, float, values, "masks");
+    dataset_read(masks, raw, pass->job->from + sample, count);
+    dataset_to_float(wide, raw, masks->dtype, values);
+    for (int64_t i = 0; i < values; i++)
+        pass->masks[at * plane + i] = wide[i] != 0;
+    arena_free(scratch);
+}
+
 /* The round's pixels, in runs of neighbouring samples. Where neither a batch nor the file wants them, none are read. */
 static void read_round(Pass *pass) {
     const Job *job = pass->job;
@@ -253,6 +275,8 @@ static void read_round(Pass *pass) {
         for (run = 1; i + run < count && sample_at(pass, from + i + run) == sample + run; run++)
             ;
         dataset_read(job->images, pass->pixels + (size_t)i * pixel_bytes, job->from + sample, run);
+        if (pass->masks)
+            read_masks(pass, i, sample, run);
     }
 }
 

@@ -38,6 +38,7 @@ typedef struct {
     int64_t from, count;     /* the round's positions */
     bool *have;              /* (count) whose rows came from the checkpoint */
     char *pixels;            /* of a round, as read */
+    uint8_t *masks;          /* of a round (samples, H W), 1 inside; NULL: none are given */
     CheckpointPiece *pieces; /* of a round; what of it the checkpoint keeps */
     int piece_count;
     Stream streams[STREAMS_MAX];

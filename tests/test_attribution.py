@@ -17,7 +17,7 @@ from program import BINARY, GOLDEN, IMAGES, LABELS, MODEL, raw, read, relative_e
 from test_ranks import assert_same_result
 
 N = 3
-CAMS = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")
+CAMS = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam", "eigencam")
 PLAIN = ("saliency", "saliency_signed", "saliency_squared", "input_x_gradient", "guided_backprop")
 PATHS = ("smoothgrad", "integrated_gradients", "occlusion")
 SETTINGS = ("--ig-steps", 20, "--smoothgrad-draws", 8, "--seed", 3, "--occlusion-window", 6, "--occlusion-stride", 4)
@@ -278,6 +278,28 @@ def test_sparseness_and_agreement(result, golden):
         assert np.array_equal(plain[name], got[name])  # at the layer's resolution in the file
 
 
+@pytest.mark.parametrize("ranks, more", [(1, ()), (2, ("--samples", "1:4", "--batch", 2))])
+def test_pointing_and_energy(tmp_path, ranks, more):
+    """By numpy: the first largest pixel, the positive values; in masks of any numbers, one empty, one whole."""
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 3, (len(np.load(GOLDEN / "color_images.npy")), 1, 18, 27)).astype(np.int16) - 1
+    masks[0], masks[2] = 0, 7
+    np.save(tmp_path / "masks.npy", masks)
+    got = values(succeed(tmp_path / "r.nc", *NETWORKS["color"], "--samples", 4, "--masks", tmp_path / "masks.npy", "--tsne",
+                         0, "--attribution", "saliency,integrated_gradients,gradcam", "--cam-resolution", "image", *more,
+                         ranks=ranks))
+    inside = masks[got["sample"], 0].reshape(len(got["sample"]), -1) != 0
+    for method in ("saliency", "integrated_gradients", "gradcam"):
+        maps = raw(got, method) if f"{method}_low" in got else got[method]
+        plane = (maps[:, 0] + maps[:, 1] + maps[:, 2] if maps.ndim == 4 else maps).reshape(len(inside), -1)
+        rows, energy = np.arange(len(inside)), np.maximum(plane.astype(np.float64), 0)
+        empty = ~inside.any(1)
+        pointing = np.where(empty, np.nan, inside[rows, plane.argmax(1)])
+        share = np.where(empty, np.nan, (energy * inside).sum(1) / energy.sum(1))
+        np.testing.assert_array_equal(got[f"{method}_pointing"], pointing)
+        np.testing.assert_allclose(got[f"{method}_energy"], share, rtol=1e-5)
+
+
 # ---- Bits, choices, mistakes -----------------------------------------------------------------------------------------
 
 
@@ -323,8 +345,10 @@ def test_chosen_samples_have_the_same_maps(tmp_path):
     ("evidence", "truth", "sparseness"),
     ("occlusion-window", 19, "18"),
     ("baseline", "absent.npy", "absent.npy"),
+    ("masks", GOLDEN / "binary_images.npy", "18 x 27"),
+    ("masks", GOLDEN / "color_images.npy", "18 x 27"),
 ])
 def test_mistakes(tmp_path, option, value, expected):
     failed = run(*NETWORKS["color"][:-2], "--tsne", 0, "--output", tmp_path / "r.nc", f"--{option}", value, ranks=2)
     assert len(failed.lines) == 1 and expected in failed.lines[0], failed.lines
-    assert failed.status == (1 if option == "baseline" else 2) and list(tmp_path.iterdir()) == []
+    assert failed.status == (1 if option in ("baseline", "masks") else 2) and list(tmp_path.iterdir()) == []

@@ -39,10 +39,11 @@ JOBS = {
     "several maps": ("embed", "--input", "{features}", "--perplexity", "5,3+40", "--runs", 2, "--max-iter", 10),
     "place": ("place", "--map", "{map}", "--input", "{features}", "--samples", "200:257", "--keep-neighbors"),
     "attribution": (*RESNET, "--attribution", "saliency,saliency_squared,input_x_gradient,gradcam,gradcam++,hirescam,"
-                    "layercam:layer1_0_relu_1,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
+                    "layercam:layer1_0_relu_1,eigencam,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
                     "predicted:runner-up", "--baseline", "mean", "--ig-steps", 3, "--smoothgrad-draws", 2,
                     "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--evidence",
-                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0),
+                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0, "--masks", "{masks}", "--sanity", 2,
+                    "--keep", "both"),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -114,7 +115,7 @@ def test_attribution(pair):
     """As above, of each value: a tie may change a few pixels of a map."""
     cuda, cpu = pair("attribution")
     names = ("saliency", "saliency_squared", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam",
-             "layercam_layer1_0_relu_1", "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
+             "layercam_layer1_0_relu_1", "eigencam", "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
     for name in names:
         one, other = (raw(x, name) if f"{name}_low" in x else x[name] for x in (cuda, cpu))
         largest = np.abs(other).reshape(len(other), -1).max(1).reshape(-1, *[1] * (other.ndim - 1))
@@ -123,7 +124,9 @@ def test_attribution(pair):
     assert relative_error(cuda["integrated_gradients_delta"], cpu["integrated_gradients_delta"]) < 1e-2
     for name in ("saliency_sparseness", "gradcam_sparseness", "occlusion_sparseness"):
         np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
-    for name in ("attribution_agreement", "integrated_gradients_deletion"):
+    for name in ("saliency_pointing", "occlusion_pointing", "integrated_gradients_energy", "eigencam_energy"):
+        np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
+    for name in ("attribution_agreement", "integrated_gradients_deletion", "attribution_randomised_correlation"):
         assert np.quantile(np.abs(cuda[name] - cpu[name]), 0.95) < 1e-2, name
     for name in ("attribution_target", "attribution_target_against", "integrated_gradients_steps"):
         assert np.array_equal(cuda[name], cpu[name]), name

@@ -198,6 +198,71 @@ CPU_CLONES void k_cam(Lane *lane, float *map, CamKind kind, const float *value, 
     }
 }
 
+size_t k_eigen_cam_scratch(int B, int C, int64_t pixels) {
+    (void)B; /* one sample after the other */
+    return (3 * (size_t)C + (size_t)pixels) * sizeof(double);
+}
+
+/* score (pixels) of the unit vector (C). */
+static void eigen_scores(double *score, const float *value, const double *mean, const double *vector, int C,
+                         int64_t pixels) {
+    memset(score, 0, (size_t)pixels * sizeof *score);
+    for (int c = 0; c < C; c++)
+#pragma omp simd
+        for (int64_t p = 0; p < pixels; p++)
+            score[p] = score[p] + vector[c] * ((double)value[c * pixels + p] - mean[c]);
+}
+
+/* The next round's vector; gives the largest change of its parts, or 0 where the channels do not vary. */
+static double eigen_next(double *vector, const float *value, const double *mean, const double *score, int C,
+                         int64_t pixels, double *next) {
+    double square = 0, change = 0;
+    for (int c = 0; c < C; c++) {
+        double sum = 0;
+        for (int64_t p = 0; p < pixels; p++)
+            sum += ((double)value[c * pixels + p] - mean[c]) * score[p];
+        next[c] = sum;
+        square += sum * sum;
+    }
+    for (int c = 0; c < C && square > 0; c++) {
+        const double part = next[c] / sqrt(square);
+        change = fabs(part - vector[c]) > change ? fabs(part - vector[c]) : change;
+        vector[c] = part;
+    }
+    return change;
+}
+
+void k_eigen_cam(Lane *lane, float *map, const float *value, int B, int C, int64_t pixels, void *scratch) {
+    (void)lane;
+    double *mean = scratch, *vector = mean + C, *next = vector + C, *score = next + C;
+    for (int b = 0; b < B; b++, map += pixels, value += C * pixels) {
+        double square = 0, low = 0, high = 0;
+        for (int c = 0; c < C; c++) {
+            mean[c] = 0;
+            for (int64_t p = 0; p < pixels; p++)
+                mean[c] += (double)value[c * pixels + p] / (double)pixels;
+            vector[c] = eigen_start(c);
+            square += vector[c] * vector[c];
+        }
+        for (int c = 0; c < C; c++)
+            vector[c] /= sqrt(square);
+        for (int round = 0; round < EIGEN_ROUNDS; round++) {
+            eigen_scores(score, value, mean, vector, C, pixels);
+            if (eigen_next(vector, value, mean, score, C, pixels, next) <= EIGEN_CHANGE)
+                break;
+        }
+        eigen_scores(score, value, mean, vector, C, pixels);
+        for (int64_t p = 0; p < pixels; p++) {
+            low = score[p] < low ? score[p] : low;
+            high = score[p] > high ? score[p] : high;
+        }
+        for (int64_t p = 0; p < pixels; p++) {
+            const float at = (float)(-low > high ? -score[p] : score[p]);
+            map[p] = at > 0 ? at : 0;
+        }
+    }
+}
+
 CPU_CLONES void k_normalise(Lane *lane, float *map, float *low, float *high, int B, int64_t pixels) {
     (void)lane;
     for (int b = 0; b < B; b++, map += pixels) {

@@ -80,6 +80,33 @@ void k_channel_sum(Lane *lane, float *sum, const float *map, int B, int C, int64
                 sum[p] = c == 0 ? map[p] : sum[p] + map[p];
 }
 
+void k_pointing(Lane *lane, float *hit, const int32_t *rank, const uint8_t *mask, int B, int64_t pixels) {
+    (void)lane;
+    for (int b = 0; b < B; b++, rank += pixels, mask += pixels) {
+        bool any = false, inside = false;
+        for (int64_t p = 0; p < pixels; p++) {
+            any |= mask[p] != 0;
+            inside |= mask[p] != 0 && rank[p] == 0;
+        }
+        hit[b] = any ? (float)inside : NAN;
+    }
+}
+
+void k_energy(Lane *lane, float *share, const float *map, const uint8_t *mask, int B, int64_t pixels) {
+    (void)lane;
+    for (int b = 0; b < B; b++, map += pixels, mask += pixels) {
+        double all = 0, inside = 0;
+        bool any = false;
+        for (int64_t p = 0; p < pixels; p++) {
+            const double energy = map[p] > 0 ? (double)map[p] : 0;
+            all += energy;
+            inside += mask[p] ? energy : 0;
+            any |= mask[p] != 0;
+        }
+        share[b] = !any ? NAN : all > 0 ? (float)(inside / all) : 0;
+    }
+}
+
 void k_gini(Lane *lane, float *gini, const float *map, const int32_t *rank, int B, int64_t pixels) {
     (void)lane;
     for (int b = 0; b < B; b++, map += pixels, rank += pixels) {

@@ -61,6 +61,11 @@ void lane_download(Lane *lane, void *host, const void *device, size_t bytes) {
     memcpy(host, device, bytes);
 }
 
+void lane_upload(Lane *lane, void *device, const void *host, size_t bytes) {
+    (void)lane;
+    memcpy(device, host, bytes);
+}
+
 dnnl_engine_t cpu_engine(void) {
     static once_flag once = ONCE_FLAG_INIT;
     call_once(&once, make_engine);

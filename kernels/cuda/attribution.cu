@@ -271,6 +271,90 @@ void k_cam(Lane *lane, float *map, CamKind kind, const float *value, const float
     gpu_launch(make_cam, (unsigned)B, WORK_THREADS, 0, lane->stream, map, kind, value, gradient, C, (int64_t)H * W);
 }
 
+size_t k_eigen_cam_scratch(int B, int C, int64_t pixels) {
+    return (size_t)B * (3 * (size_t)C + (size_t)pixels) * sizeof(double);
+}
+
+/* As eigen_scores of the CPU; a block's. */
+static __device__ void eigen_scores(double *score, const float *value, const double *mean, const double *vector, int C,
+                                    int64_t pixels) {
+    for (int64_t p = threadIdx.x; p < pixels; p += WORK_THREADS) {
+        double sum = 0;
+        for (int c = 0; c < C; c++)
+            sum += vector[c] * ((double)value[c * pixels + p] - mean[c]);
+        score[p] = sum;
+    }
+    __syncthreads();
+}
+
+/* The next round's vector; whether it is another one. A warp for each channel. */
+static __device__ bool eigen_next(double *vector, double *next, const float *value, const double *mean,
+                                  const double *score, int C, int64_t pixels, double *parts) {
+    double square = 0;
+    int changed = 0;
+    for (int c = (int)threadIdx.x / 32; c < C; c += WORK_WARPS) {
+        double sum = 0;
+        for (int64_t p = work_lane(); p < pixels; p += 32)
+            sum += ((double)value[c * pixels + p] - mean[c]) * score[p];
+        sum = warp_sum(sum);
+        if (work_lane() == 0)
+            next[c] = sum;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < C; c += WORK_THREADS)
+        square += next[c] * next[c];
+    square = block_sum(square, parts);
+    for (int c = threadIdx.x; c < C && square > 0; c += WORK_THREADS) {
+        const double part = next[c] / sqrt(square);
+        changed |= fabs(part - vector[c]) > EIGEN_CHANGE;
+        vector[c] = part;
+    }
+    return __syncthreads_or(changed) != 0;
+}
+
+static __global__ void make_eigen_cam(float *map, const float *value, int C, int64_t pixels, double *scratch) {
+    __shared__ double parts[WORK_WARPS];
+    const int64_t b = blockIdx.x;
+    double *mean = scratch + b * (3 * C + pixels), *vector = mean + C, *next = vector + C, *score = next + C;
+    double square = 0;
+    value += b * C * pixels;
+    map += b * pixels;
+    for (int c = (int)threadIdx.x / 32; c < C; c += WORK_WARPS) {
+        double total = 0;
+        for (int64_t p = work_lane(); p < pixels; p += 32)
+            total += (double)value[c * pixels + p];
+        total = warp_sum(total);
+        if (work_lane() == 0)
+            mean[c] = total / (double)pixels;
+    }
+    for (int c = threadIdx.x; c < C; c += WORK_THREADS)
+        square += eigen_start(c) * eigen_start(c);
+    square = block_sum(square, parts);
+    for (int c = threadIdx.x; c < C; c += WORK_THREADS)
+        vector[c] = eigen_start(c) / sqrt(square);
+    __syncthreads();
+    bool changed = true;
+    for (int round = 0; round < EIGEN_ROUNDS && changed; round++) {
+        eigen_scores(score, value, mean, vector, C, pixels);
+        changed = eigen_next(vector, next, value, mean, score, C, pixels, parts);
+    }
+    eigen_scores(score, value, mean, vector, C, pixels);
+    for (int64_t p = threadIdx.x; p < pixels; p += WORK_THREADS)
+        map[p] = (float)score[p];
+    __syncthreads();
+    float low, high;
+    bounds_of(&low, &high, map, pixels);
+    for (int64_t p = threadIdx.x; p < pixels; p += WORK_THREADS) {
+        const float at = -low > high ? -map[p] : map[p];
+        map[p] = at > 0 ? at : 0;
+    }
+}
+
+void k_eigen_cam(Lane *lane, float *map, const float *value, int B, int C, int64_t pixels, void *scratch) {
+    gpu_launch(make_eigen_cam, (unsigned)B, WORK_THREADS, 0, lane->stream, map, value, C, pixels,
+               static_cast<double *>(scratch));
+}
+
 static __global__ void normalise(float *map, float *low, float *high, int64_t pixels) {
     map += blockIdx.x * pixels;
     float least, most;

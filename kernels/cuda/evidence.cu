@@ -116,6 +116,44 @@ void k_channel_sum(Lane *lane, float *sum, const float *map, int B, int C, int64
     gpu_launch(sum_channels, work_grid(pixels, B), WORK_THREADS, 0, lane->stream, sum, map, B, C, pixels);
 }
 
+static __global__ void point(float *hit, const int32_t *rank, const uint8_t *mask, int64_t pixels) {
+    const int64_t b = blockIdx.x;
+    int any = 0, inside = 0;
+    for (int64_t p = threadIdx.x; p < pixels; p += WORK_THREADS) {
+        any |= mask[b * pixels + p] != 0;
+        inside |= mask[b * pixels + p] != 0 && rank[b * pixels + p] == 0;
+    }
+    any = __syncthreads_or(any);
+    inside = __syncthreads_or(inside);
+    if (threadIdx.x == 0)
+        hit[b] = any ? (float)(inside != 0) : NAN;
+}
+
+void k_pointing(Lane *lane, float *hit, const int32_t *rank, const uint8_t *mask, int B, int64_t pixels) {
+    gpu_launch(point, (unsigned)B, WORK_THREADS, 0, lane->stream, hit, rank, mask, pixels);
+}
+
+static __global__ void take_energy(float *share, const float *map, const uint8_t *mask, int64_t pixels) {
+    __shared__ double parts[WORK_WARPS];
+    const int64_t b = blockIdx.x;
+    double all = 0, inside = 0, any = 0;
+    for (int64_t p = threadIdx.x; p < pixels; p += WORK_THREADS) {
+        const double energy = map[b * pixels + p] > 0 ? (double)map[b * pixels + p] : 0;
+        all += energy;
+        inside += mask[b * pixels + p] ? energy : 0;
+        any += mask[b * pixels + p] != 0;
+    }
+    all = block_sum(all, parts);
+    inside = block_sum(inside, parts);
+    any = block_sum(any, parts);
+    if (threadIdx.x == 0)
+        share[b] = !(any > 0) ? NAN : all > 0 ? (float)(inside / all) : 0;
+}
+
+void k_energy(Lane *lane, float *share, const float *map, const uint8_t *mask, int B, int64_t pixels) {
+    gpu_launch(take_energy, (unsigned)B, WORK_THREADS, 0, lane->stream, share, map, mask, pixels);
+}
+
 static __global__ void take_gini(float *gini, const float *map, const int32_t *rank, int64_t pixels) {
     __shared__ double parts[WORK_WARPS];
     const int64_t b = blockIdx.x;

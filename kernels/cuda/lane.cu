@@ -76,6 +76,12 @@ void lane_download(Lane *lane, void *host, const void *device, size_t bytes) {
         GPU_OK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, lane->stream));
 }
 
+void lane_upload(Lane *lane, void *device, const void *host, size_t bytes) {
+    gpu_enter();
+    if (bytes)
+        GPU_OK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, lane->stream));
+}
+
 /* ---- Layouts ---------------------------------------------------------------------------------------------------- */
 
 static int64_t elements(int B, int C, int H, int W) {

@@ -23,7 +23,7 @@ from pathlib import Path
 import captum.attr as captum
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from torch import nn
 
 import make
@@ -93,6 +93,10 @@ def activation_maps(net: nn.Module, x: torch.Tensor, target: torch.Tensor, layer
             with kind(net, [module]) as maker:
                 raw = maker.get_cam_image(x, module, None, value.numpy(), gradient.numpy(), False)
             result[f"{cam}_{name}"] = torch.relu(torch.from_numpy(np.asarray(raw, np.float64)))
+        with EigenCAM(net, [module]) as maker:  # of either sign
+            raw = np.asarray(maker.get_cam_image(x, module, None, value.numpy(), gradient.numpy(), False), np.float64)
+        signs = [1 if r.max() >= -r.min() else -1 for r in raw]
+        result[f"eigencam_{name}"] = torch.relu(torch.from_numpy(raw * np.reshape(signs, (-1, 1, 1))))
         if name == last:
             result[f"gradcam_{name}_image"] = nn.functional.interpolate(
                 result[f"gradcam_{name}"][:, None], x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
