@@ -111,8 +111,11 @@ void attribution_baseline(float *image, const Job *job, Lane *lane, int64_t size
         k_fill(lane, baseline, 0, size);
     else
         k_input(lane, baseline, pixels, &transform, 1, 1);
-    lane_download(lane, image, baseline, (size_t)size * sizeof *image);
+    float *staged = dev_alloc_host((size_t)size * sizeof *staged);
+    lane_download(lane, staged, baseline, (size_t)size * sizeof *staged);
     lane_sync(lane);
+    memcpy(image, staged, (size_t)size * sizeof *image);
+    dev_free_host(staged);
     dev_free(baseline);
     dev_free_host(pixels);
     arena_free(arena);

@@ -285,16 +285,16 @@ typedef struct {
     float *insertion, *deletion;              /* (this rank's samples) of the first method, where the choice is by them */
 } Wish;
 
-static void want_summary(Wish *w, Arena *arena, Job *job) {
-    const Method *method = &w->attribution->methods[0];
-    w->first->summary = summary_new(arena, job, w->attribution);
-    if (!w->second || !tells_faithfulness(w->attribution))
+/* The evidence that the second pass's samples are chosen by stays in memory. */
+static void keep_evidence(Wish *w, int64_t count) {
+    if (!w->second || !w->first->summary || !tells_faithfulness(w->attribution))
         return;
     for (int k = 0; k < 2; k++) {
-        const int part = attribution_part(w->attribution, method, k ? EVIDENCE_INSERTION : EVIDENCE_DELETION);
+        const int part = attribution_part(w->attribution, &w->attribution->methods[0],
+                                          k ? EVIDENCE_INSERTION : EVIDENCE_DELETION);
         if (part < 0)
             continue;
-        float *rows = ARENA_ARRAY(arena, float, job->shard.count + 1, "evidence");
+        float *rows = dev_alloc_host((size_t)(count + 1) * sizeof *rows);
         w->first->maps[0][part]->kept = (char *)rows;
         *(k ? &w->insertion : &w->deletion) = rows;
     }
@@ -313,7 +313,7 @@ static void make_wish(Wish *w, Arena *arena, Job *job) {
     if (is(w->kept, "all") || sums)
         want_maps(w->first, attribution, "sample", is(w->kept, "all"), true);
     if (sums)
-        want_summary(w, arena, job);
+        w->first->summary = summary_new(arena, job, attribution);
     write_filters(job);
 }
 
@@ -381,6 +381,7 @@ Layers forward(Job *job) {
     if (!error_caught()) {
         make_wish(&w, arena, job);
         allocate_layers(job, &w.layers);
+        keep_evidence(&w, job->shard.count);
     }
     comm_all_ok();
     int maps[LIST_MAX];
@@ -395,6 +396,8 @@ Layers forward(Job *job) {
     for (int m = 0; m < w.attribution->count; m++)
         maps[m] = mapped->maps[m][0] ? mapped->maps[m][0]->var : -1;
     sanity(job, w.attribution, maps);
+    dev_free_host(w.insertion);
+    dev_free_host(w.deletion);
     arena_free(arena);
     return w.layers;
 }

@@ -33,7 +33,7 @@ typedef struct {
     bool other; /* another output is tried too */
 
     /* Of the trained network, a row a sample of this rank. */
-    int32_t *targets[2];     /* outputs looked at and compared with */
+    int32_t *targets[2];     /* outputs looked at and compared with; from dev_alloc_host, as the next */
     char *planes[LIST_MAX];  /* per method: maps of the network tried last */
     float *ranks, *scaled;   /* (samples, methods, pixels) */
     float *alike[MEASURES];  /* (all samples, networks but the trained one, methods) */
@@ -150,13 +150,13 @@ static void compare(Sanity *s, int network) {
 static void look_at_trained(Sanity *s) {
     const int methods = s->attribution->count;
     const int64_t pixels = s->attribution->pixels;
-    s->targets[0] = rows_of(s, sizeof(int32_t));
-    s->targets[1] = rows_of(s, sizeof(int32_t));
+    for (int end = 0; end < 2; end++)
+        s->targets[end] = dev_alloc_host((size_t)(s->shard.count + 1) * sizeof(int32_t));
     s->ranks = rows_of(s, (size_t)(methods * pixels) * sizeof *s->ranks);
     s->scaled = rows_of(s, (size_t)(methods * pixels) * sizeof *s->scaled);
     s->keys = ARENA_ARRAY(s->arena, uint64_t, pixels, "a map");
     for (int m = 0; m < methods; m++)
-        s->planes[m] = rows_of(s, (size_t)pixels * sizeof(float));
+        s->planes[m] = dev_alloc_host((size_t)((s->shard.count + 1) * pixels) * sizeof(float));
     maps_of(s, s->job->model->graph, NULL, 0);
     for (int64_t i = 0; i < s->shard.count; i++)
         for (int m = 0; m < methods; m++) {
@@ -347,6 +347,10 @@ void sanity(Job *job, const Attribution *a, const int *maps) {
         keep(&s, compared(&s));
     }
     progress_end("");
+    for (int m = 0; m < a->count; m++)
+        dev_free_host(s.planes[m]);
+    dev_free_host(s.targets[0]);
+    dev_free_host(s.targets[1]);
     write_all(&s, maps);
     arena_free(s.arena);
 }

@@ -42,8 +42,9 @@ JOBS = {
                     "layercam:layer1_0_relu_1,eigencam,guided_backprop,smoothgrad,integrated_gradients,occlusion", "--target",
                     "predicted:runner-up", "--baseline", "mean", "--ig-steps", 3, "--smoothgrad-draws", 2,
                     "--occlusion-window", 20, "--occlusion-stride", 19, "--cam-resolution", "image", "--evidence",
-                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0, "--masks", "{masks}", "--sanity", 2,
-                    "--keep", "both"),
+                    "deletion,sparseness,agreement", "--evidence-steps", 2, "--tsne", 0, "--masks", "{masks}"),
+    "sanity": (*MNIST, "--samples", 6, "--attribution", "saliency,gradcam", "--evidence", "insertion", "--evidence-steps", 2,
+               "--sanity", 3, "--keep", "summary", "--tsne", 0, "--pca", 0),
     "branches": (*RESNET, "--attribution", "saliency,gradcam", "--max-iter", 20),
 }
 
@@ -63,7 +64,9 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda")
     np.save(folder / "features.npy", np.random.default_rng(0).normal(size=(257, 70)).astype(np.float32))
     images = np.load(GOLDEN / "onnx" / "resnet.npz")["images"]
-    np.save(folder / "resnet.npy", np.concatenate([np.roll(images, i, 3) for i in range(4)]))
+    images = np.concatenate([np.roll(images, i, 3) for i in range(4)])
+    np.save(folder / "resnet.npy", images)
+    np.save(folder / "masks.npy", images[:, 0] > np.median(images))
 
     mapped = build(BINARY if BINARY.is_file() else CUDA, folder / "map.nc", *(
         w.format(features=folder / "features.npy") if isinstance(w, str) else w for w in JOBS["3-D"]), "--samples", 200)
@@ -71,8 +74,8 @@ def result(tmp_path_factory):
 
     @cache
     def make(job: str, binary: Path, ranks: int = 1, batch: int = 8, seed: int = 1):
-        words = [str(w).format(features=folder / "features.npy", resnet=folder / "resnet.npy", map=folder / "map.nc")
-                 for w in JOBS[job]]
+        files = {name: folder / f"{name}.npy" for name in ("features", "resnet", "masks")}
+        words = [str(w).format(**files, map=folder / "map.nc") for w in JOBS[job]]
         output = folder / f"{job}_{binary == CUDA}_{ranks}_{batch}_{seed}.nc"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CUDAHOST_SEED", str(seed))
@@ -126,10 +129,18 @@ def test_attribution(pair):
         np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
     for name in ("saliency_pointing", "occlusion_pointing", "integrated_gradients_energy", "eigencam_energy"):
         np.testing.assert_allclose(cuda[name], cpu[name], atol=1e-3)
-    for name in ("attribution_agreement", "integrated_gradients_deletion", "attribution_randomised_correlation"):
+    for name in ("attribution_agreement", "integrated_gradients_deletion"):
         assert np.quantile(np.abs(cuda[name] - cpu[name]), 0.95) < 1e-2, name
     for name in ("attribution_target", "attribution_target_against", "integrated_gradients_steps"):
         assert np.array_equal(cuda[name], cpu[name]), name
+
+
+def test_sanity_checks_and_summaries(pair):
+    cuda, cpu = pair("sanity")
+    for name in ("attribution_randomised_correlation", "attribution_random_logit_ssim", "saliency_mean", "gradcam_variance"):
+        largest = np.nanmax(np.abs(cpu[name]))
+        np.testing.assert_allclose(cuda[name], cpu[name], atol=2e-2 * largest)
+    assert np.array_equal(cuda["map_sample"], cpu["map_sample"]) and len(cpu["map_sample"]) == 6
 
 
 def test_pca(pair):
