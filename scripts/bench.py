@@ -5,7 +5,8 @@
 
 Rows: logits, saliency (peer: torch, with --torch), tsne (openTSNE and scikit-learn Barnes-Hut), pixels (--pre-pca 50;
 scikit-learn on pixels), attribution (of the first tenth of the images: integrated gradients of 50 steps, SmoothGrad of
-25 draws, Grad-CAM; peers captum and pytorch-grad-cam, with --torch; deletion), job (process start to renamed file; peer
+25 draws, Grad-CAM, saliency with its deletion curve of 28 steps; peers captum, pytorch-grad-cam and Quantus, with --torch),
+job (process start to renamed file; peer
 with --torch: none, the notebook is not shipped),
 layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into
 FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
@@ -43,6 +44,7 @@ ROWS = ("logits", "saliency", "tsne", "pixels", "attribution", "job", "layouts",
 OPERATIONS_PER_PAIR = 17
 MULTIPLY_ADDS = 16 * 9 * 28 * 28 + 32 * 16 * 9 * 14 * 14 + 32 * 10  # of one image in the shipped network
 ITERATIONS = 1000
+DELETION_STEPS = 28
 RULER_MAX = 20_000
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
        "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
@@ -151,15 +153,22 @@ def run_torch(kind: str, images: np.ndarray) -> float:
 def run_attribution(method: str, images: np.ndarray) -> float:
     """The better of two batch sizes, after a batch to warm up; maps of the predicted category."""
     import captum.attr as captum
+    import quantus
     from pytorch_grad_cam import GradCAM
 
     net, x = torch_net(), torch_input(images)
+    flipping = quantus.PixelFlipping(features_in_step=784 // DELETION_STEPS, perturb_baseline=0.0, abs=False,
+                                     normalise=False, disable_warnings=True)
     cam = GradCAM(net, [net[4]])
     makers = {
-        "integrated_gradients": lambda part, target: captum.IntegratedGradients(net).attribute(part, 0, target, 50),
+        "integrated_gradients": lambda part, target: captum.IntegratedGradients(net).attribute(
+            part, 0, target, n_steps=50),
         "smoothgrad": lambda part, target: captum.NoiseTunnel(captum.Saliency(net)).attribute(
             part, nt_samples=25, stdevs=0.15, target=target, abs=False),
-        "gradcam": lambda part, _: cam(part),
+        "gradcam": lambda part, _: cam(part.clone().requires_grad_(), None),
+        "saliency": lambda part, target: flipping(
+            model=net, x_batch=part.numpy(), y_batch=target.numpy(), softmax=True, batch_size=len(part), device="cpu",
+            a_batch=captum.Saliency(net).attribute(part.clone(), target).numpy()),
     }
 
     def one(batch: int) -> float:
@@ -199,7 +208,7 @@ def install(options: argparse.Namespace) -> None:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", options.folder / "env"], check=True)
     wanted = ["numpy", "scikit-learn", "openTSNE"] + ["torch"] * options.torch
-    wanted += ["captum", "grad-cam"] * (options.torch and "attribution" in options.only)
+    wanted += ["captum", "grad-cam", "quantus"] * (options.torch and "attribution" in options.only)
     have = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True)
     have = {line.split("==")[0].lower() for line in have.stdout.splitlines()}
     if missing := [name for name in wanted if name.lower() not in have]:
@@ -363,14 +372,15 @@ def attribution(table: Table, common: list[str], raw: np.ndarray) -> None:
     options, images = table.options, table.options.folder / "some.npy"
     np.save(images, raw)
     for method, more in (("integrated_gradients", []), ("smoothgrad", []), ("gradcam", []),
-                         ("saliency", ["--evidence", "deletion"])):
+                         ("saliency", ["--evidence", "deletion", "--evidence-steps", str(DELETION_STEPS)])):
         arguments = [*common, "--attribution", method, *more]
         contenders = {"cnnscope, computing": (lambda: ours(options, arguments), ("forward_compute",),
                                               lambda seconds: f"{len(raw) / seconds:.0f} images/s")}
-        if options.torch and not more:
-            contenders["captum" if method != "gradcam" else "pytorch-grad-cam"] = (
+        if options.torch:
+            name = {"gradcam": "pytorch-grad-cam", "saliency": "captum and Quantus"}.get(method, "captum")
+            contenders[name] = (
                 lambda method=method: peer(options, f"attribution {method}", images), ("compute",), None)
-        table.row(f"{' and '.join([method, *more[1:]])} of {len(raw)} images", contenders)
+        table.row(f"{' and '.join([method, *more[1:2]])} of {len(raw)} images", contenders)
 
 
 def measure(options: argparse.Namespace) -> None:
