@@ -56,7 +56,7 @@ typedef struct {
     bool tells_target;                        /* into the file: it is not just the prediction */
     int window, stride;                       /* of occlusion */
     bool evidence[EVIDENCE_KINDS], agreement; /* asked for */
-    bool *unread; /* (nodes) whose values passes of their own do not look at: all but the logits */
+    bool *unread;            /* (nodes) whose values passes of their own do not look at: all but the logits */
     bool keeps_planes;       /* AttributionRows.planes are asked for */
     const int32_t *fixed[2]; /* (samples of this rank) the outputs looked at and compared with, whatever the network
                               * says; NULL: as target and against have it */
@@ -109,7 +109,7 @@ typedef struct {
     int32_t *rank;
     uint8_t *mask; /* (B, pixels) */
     void *scratch; /* of k_rank and k_eigen_cam */
-    float *delta; /* host */
+    float *delta;  /* host */
 } AttributionLane;
 size_t attribution_lane_bytes(const Attribution *a, int B);
 AttributionLane attribution_lane_new(const Attribution *a);
@@ -130,7 +130,7 @@ void attribution_batch(const Attribution *a, AttributionLane *w, const Attributi
 /* ---- attribution_evidence.c ------------------------------------------------------------------------------------- */
 
 bool attribution_has_evidence(const Attribution *a);
-bool attribution_has_planes(const Attribution *a); /* for evidence, or because they are asked for */
+bool attribution_has_planes(const Attribution *a);              /* for evidence, or because they are asked for */
 size_t attribution_evidence_bytes(const Attribution *a, int B); /* of a lane, planes and scratch among them */
 void attribution_evidence_new(AttributionLane *w, const Attribution *a);
 void attribution_evidence_free(AttributionLane *w);

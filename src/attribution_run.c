@@ -38,8 +38,7 @@ static void enlarge(Attribution *a) {
     const bool large = strcmp(a->job->options->cam_resolution, "image") == 0;
     for (int m = 0; m < a->count; m++) {
         Method *method = &a->methods[m];
-        if ((large || attribution_has_planes(a)) && method->kind >= METHOD_GRADCAM &&
-            method->kind <= METHOD_EIGENCAM) {
+        if ((large || attribution_has_planes(a)) && method->kind >= METHOD_GRADCAM && method->kind <= METHOD_EIGENCAM) {
             method->rows = axis_of(shape_height(method->layer), shape_height(input));
             method->columns = axis_of(shape_width(method->layer), shape_width(input));
         }

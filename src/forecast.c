@@ -105,7 +105,8 @@ static void plan_network(Forecast *f, Arena *arena) {
     f->network = forward_plan(arena, job);
     f->forward_bytes = (double)output_counted(job->output);
     f->sanity_samples = sanity_samples(job, f->network.attribution);
-    f->result_bytes += (double)f->sanity_samples * sanity_networks(job) * f->network.attribution->count * 2 * sizeof(float);
+    f->result_bytes +=
+        (double)f->sanity_samples * sanity_networks(job) * f->network.attribution->count * 2 * sizeof(float);
     if (f->network.second)
         f->chosen = f->network.second->shard.total;
     malloc_trim(0);

@@ -280,8 +280,8 @@ static double print_seconds(const Forecast *f, int ranks) {
     if (f->network.second) /* the chosen ones may all be of one rank */
         total += put_seconds(fmin((double)f->chosen, rows) * f->map_sample_seconds, "attribution");
     if (f->sanity_samples > 0)
-        total += put_seconds(ceil((double)f->sanity_samples / ranks) * sanity_networks(f->job) * f->sanity_sample_seconds,
-                             "sanity");
+        total += put_seconds(
+            ceil((double)f->sanity_samples / ranks) * sanity_networks(f->job) * f->sanity_sample_seconds, "sanity");
     for (int i = 0; i < f->layer_count; i++)
         total += print_layer_seconds(f, &f->layers[i], ranks);
     return total + put_seconds(f->result_bytes * f->flush_byte_seconds, "output_close");

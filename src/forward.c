@@ -19,8 +19,7 @@ static void want_images(Pass *pass, const char *samples) {
     const PixelTransform *t = &pass->job->transform;
     const size_t pixel = dtype_bytes(t->dtype == DT_F16 ? DT_F32 : t->dtype);
     const OutputVar image = job_image_var(pass->job, samples, pass->shard.total);
-    pass->image =
-        pass_stream(pass, &image, (size_t)t->channels * t->height * t->width * pixel, 0, pass->shard.total);
+    pass->image = pass_stream(pass, &image, (size_t)t->channels * t->height * t->width * pixel, 0, pass->shard.total);
 }
 
 /* What attribution has of each sample beside the maps and methods' evidence. */
@@ -281,8 +280,8 @@ typedef struct {
     Pass *first;
     Attribution *attribution;
     const char *kept;
-    bool second;                              /* pass, of chosen samples */
-    float *insertion, *deletion;              /* (this rank's samples) of the first method, where the choice is by them */
+    bool second;                 /* pass, of chosen samples */
+    float *insertion, *deletion; /* (this rank's samples) of the first method, where the choice is by them */
 } Wish;
 
 /* The evidence that the second pass's samples are chosen by stays in memory. */
@@ -290,8 +289,8 @@ static void keep_evidence(Wish *w, int64_t count) {
     if (!w->second || !w->first->summary || !tells_faithfulness(w->attribution))
         return;
     for (int k = 0; k < 2; k++) {
-        const int part = attribution_part(w->attribution, &w->attribution->methods[0],
-                                          k ? EVIDENCE_INSERTION : EVIDENCE_DELETION);
+        const int part =
+            attribution_part(w->attribution, &w->attribution->methods[0], k ? EVIDENCE_INSERTION : EVIDENCE_DELETION);
         if (part < 0)
             continue;
         float *rows = dev_alloc_host((size_t)(count + 1) * sizeof *rows);

@@ -316,7 +316,8 @@ static void set_pieces(Pass *pass) {
         const Stream *s = &pass->streams[i];
         if (s != pass->image)
             pieces[count++] = (CheckpointPiece){
-                s->row_bytes, s->from, s->to, s->kept ? s->kept : s->rows, s->kept ? pass->shard.first : pass->from, false};
+                s->row_bytes, s->from, s->to, s->kept ? s->kept : s->rows, s->kept ? pass->shard.first : pass->from,
+                false};
     }
     for (int i = 0; pass->layers && i < pass->layers->count; i++) {
         const Matrix *m = &pass->layers->features[i];

@@ -18,7 +18,7 @@ typedef struct {
     size_t row_bytes;
     int64_t from, to; /* half-open; the positions the variable has rows of */
     char *rows;       /* host, (round samples, row_bytes) */
-    char *kept;       /* host, (shard.count, row_bytes), the caller's: where rows are put instead, and stay; NULL: nowhere */
+    char *kept; /* host, (shard.count, row_bytes), the caller's: where rows are put instead, and stay; NULL: nowhere */
 } Stream;
 
 enum { STREAMS_MAX = (METHOD_PARTS + 1) * LIST_MAX + 7 };
@@ -43,16 +43,16 @@ typedef struct {
     int piece_count;
     Stream streams[STREAMS_MAX];
     int stream_count;
-    Stream *image, *logits, *prediction; /* NULL: not asked for */
+    Stream *image, *logits, *prediction;  /* NULL: not asked for */
     Stream *maps[LIST_MAX][METHOD_PARTS]; /* per method */
-    Stream *features[LIST_MAX];          /* per entry of --feature-maps */
+    Stream *features[LIST_MAX];           /* per entry of --feature-maps */
     int feature_nodes[LIST_MAX], feature_count;
-    Stream *targets[2];          /* of attribution: that looked at, that compared with; NULL: not kept */
-    Stream *agreement;           /* of its methods; NULL: not asked for */
-    Stream *planes[LIST_MAX];    /* per method; NULL: not asked for */
-    Attribution *attribution;    /* NULL: none */
-    Summary *summary;            /* of the maps; NULL: not asked for */
-    const Layers *layers; /* NULL: no features kept */
+    Stream *targets[2];       /* of attribution: that looked at, that compared with; NULL: not kept */
+    Stream *agreement;        /* of its methods; NULL: not asked for */
+    Stream *planes[LIST_MAX]; /* per method; NULL: not asked for */
+    Attribution *attribution; /* NULL: none */
+    Summary *summary;         /* of the maps; NULL: not asked for */
+    const Layers *layers;     /* NULL: no features kept */
 
     bool want_value[1024], want_gradient[1024]; /* per node; of every batch */
     bool only_mapped[1024]; /* per node: its value is wanted for feature maps of some batches only */
@@ -86,7 +86,7 @@ void pass_run_within(Pass *pass, const char *name, float *all_logits);
 
 /* For --plan: what forward() would run, declared in the job's output; nothing is allocated or computed. Collective. */
 typedef struct {
-    Layers layers; /* without their rows */
+    Layers layers;        /* without their rows */
     Pass *first, *second; /* second: of the chosen samples; NULL: none is needed */
     const char *kept;     /* maps: "all", "chosen", "none" */
     const Attribution *attribution;

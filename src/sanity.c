@@ -33,10 +33,10 @@ typedef struct {
     bool other; /* another output is tried too */
 
     /* Of the trained network, a row a sample of this rank. */
-    int32_t *targets[2];     /* outputs looked at and compared with; from dev_alloc_host, as the next */
-    char *planes[LIST_MAX];  /* per method: maps of the network tried last */
-    float *ranks, *scaled;   /* (samples, methods, pixels) */
-    float *alike[MEASURES];  /* (all samples, networks but the trained one, methods) */
+    int32_t *targets[2];    /* outputs looked at and compared with; from dev_alloc_host, as the next */
+    char *planes[LIST_MAX]; /* per method: maps of the network tried last */
+    float *ranks, *scaled;  /* (samples, methods, pixels) */
+    float *alike[MEASURES]; /* (all samples, networks but the trained one, methods) */
     uint64_t *keys;
 } Sanity;
 
@@ -78,8 +78,8 @@ static int32_t other_output(const Sanity *s, int64_t i) {
     const Attribution *a = s->attribution;
     const int32_t target = s->targets[0][i], against = a->against == a->target ? target : s->targets[1][i];
     const bool both = against != target && a->outputs > 2;
-    int32_t other = (int32_t)(random_bits((uint64_t)a->job->options->seed,
-                                          (uint64_t)(a->job->from + s->samples[i]), UINT64_MAX - 1) %
+    int32_t other = (int32_t)(random_bits((uint64_t)a->job->options->seed, (uint64_t)(a->job->from + s->samples[i]),
+                                          UINT64_MAX - 1) %
                               (uint64_t)(a->outputs - 1 - both));
     const int32_t low = both && against < target ? against : target, high = both && against > target ? against : target;
     other += other >= low;
@@ -198,8 +198,8 @@ static void put_names(const Sanity *s, int var, bool by_step) {
     for (int m = 0; m < a->count; m++)
         names = arena_printf(s->arena, "%s%s%s", names, m ? " " : "", a->methods[m].variable);
     for (int k = 0; k < s->steps.count; k++)
-        layers = arena_printf(s->arena, "%s%s%s", layers, k ? " " : "",
-                              s->job->model->graph->nodes[s->steps.layer[k]].name);
+        layers =
+            arena_printf(s->arena, "%s%s%s", layers, k ? " " : "", s->job->model->graph->nodes[s->steps.layer[k]].name);
     output_text(s->job->output, var, "attributions", names);
     if (by_step)
         output_text(s->job->output, var, "layers", layers);
@@ -225,8 +225,8 @@ static void write_measure(const Sanity *s, const char *of, int measure, int firs
     snprintf(name, sizeof name, "attribution_%s_%s", of, names[measure]);
     snprintf(what, sizeof what, "%s with those %s", words[measure],
              by_step ? "of a network of random weights from this layer on" : "for another output, drawn at random");
-    OutputVar var = {name, DT_F32, 3, {"sanity_sample", "randomised", "attribution"}, {total, count, methods}, what,
-                     NULL, NULL};
+    OutputVar var = {name, DT_F32, 3,   {"sanity_sample", "randomised", "attribution"}, {total, count, methods},
+                     what, NULL,   NULL};
     if (!by_step)
         var = (OutputVar){name, DT_F32, 2, {"sanity_sample", "attribution"}, {total, methods}, what, NULL, NULL};
     int id = output_var(output, &var);
@@ -250,8 +250,8 @@ static void write_verdicts(const Sanity *s, const int *maps, const double *rando
     Output *output = s->job->output;
     int32_t *failed = ARENA_ARRAY(s->arena, int32_t, a->count, "sanity checks");
     for (int m = 0; m < a->count; m++) {
-        failed[m] = (random && random[m] > RANDOM_MOST ? FAILS_RANDOM : 0) |
-                    (other && other[m] > OTHER_MOST ? FAILS_OTHER : 0);
+        failed[m] =
+            (random && random[m] > RANDOM_MOST ? FAILS_RANDOM : 0) | (other && other[m] > OTHER_MOST ? FAILS_OTHER : 0);
         if (maps[m] < 0)
             continue;
         char text[128] = "passed";

@@ -14,7 +14,8 @@
 void sanity(Job *job, const Attribution *a, const int *maps);
 
 int64_t sanity_samples(const Job *job, const Attribution *a); /* of the job; 0: no tests are asked for */
-int sanity_networks(const Job *job); /* passes over these samples: the trained one, those of random weights, another output */
+int sanity_networks(
+    const Job *job); /* passes over these samples: the trained one, those of random weights, another output */
 
 /* Host bytes of a rank with so many of these samples. */
 double sanity_bytes(const Attribution *a, int64_t samples);

@@ -26,14 +26,14 @@ struct Summary {
     const Attribution *attribution;
     Arena *arena;
     int64_t categories;
-    bool judged;                  /* there are labels */
-    int variables[LIST_MAX][4];   /* per method: mean, variance, means of the wrong and of the right */
+    bool judged;                /* there are labels */
+    int variables[LIST_MAX][4]; /* per method: mean, variance, means of the wrong and of the right */
     int count_variable;
-    int64_t *counts;              /* (categories) samples */
+    int64_t *counts; /* (categories) samples */
     int64_t judged_counts[2];
-    int64_t cells[LIST_MAX];      /* of a map */
-    Wide *sums[LIST_MAX][KINDS];  /* (categories, cells) */
-    Wide *judged_sums[LIST_MAX];  /* (2, cells) */
+    int64_t cells[LIST_MAX];     /* of a map */
+    Wide *sums[LIST_MAX][KINDS]; /* (categories, cells) */
+    Wide *judged_sums[LIST_MAX]; /* (2, cells) */
 };
 
 /* ---- The file --------------------------------------------------------------------------------------------------- */
@@ -71,22 +71,27 @@ Summary *summary_new(Arena *arena, Job *job, const Attribution *attribution) {
     for (int m = 0; m < attribution->count; m++) {
         const Method *method = &attribution->methods[m];
         s->cells[m] = (int64_t)(method->bytes[0] / sizeof(float));
-        s->variables[m][0] = declare(s, method, "mean", "mean of %s, before any scaling, of each category's samples", true);
-        s->variables[m][1] = declare(s, method, "variance", "variance of %s, before any scaling, over each category's samples", true);
+        s->variables[m][0] =
+            declare(s, method, "mean", "mean of %s, before any scaling, of each category's samples", true);
+        s->variables[m][1] =
+            declare(s, method, "variance", "variance of %s, before any scaling, over each category's samples", true);
         if (s->judged) {
-            s->variables[m][2] = declare(s, method, "mean_wrong", "mean of %s of the samples whose label is not predicted", false);
-            s->variables[m][3] = declare(s, method, "mean_right", "mean of %s of the samples whose label is predicted", false);
+            s->variables[m][2] =
+                declare(s, method, "mean_wrong", "mean of %s of the samples whose label is not predicted", false);
+            s->variables[m][3] =
+                declare(s, method, "mean_right", "mean of %s of the samples whose label is predicted", false);
         }
     }
-    s->count_variable = output_var(job->output, &(OutputVar){"summary_count",
-                                                             DT_I64,
-                                                             1,
-                                                             {"summary_category"},
-                                                             {s->categories},
-                                                             "samples of each category: of that label, and without one of "
-                                                             "that prediction",
-                                                             NULL,
-                                                             NULL});
+    s->count_variable =
+        output_var(job->output, &(OutputVar){"summary_count",
+                                             DT_I64,
+                                             1,
+                                             {"summary_category"},
+                                             {s->categories},
+                                             "samples of each category: of that label, and without one of "
+                                             "that prediction",
+                                             NULL,
+                                             NULL});
     return s;
 }
 
@@ -104,7 +109,7 @@ static void allocate(Summary *s) {
     s->counts = ARENA_ARRAY(s->arena, int64_t, s->categories, "summary");
     for (int m = 0; m < s->attribution->count; m++) {
         for (int k = 0; k < KINDS; k++)
-            s->sums[m][k] = ARENA_ARRAY(s->arena, Wide, s->categories *s->cells[m], "summaries of attribution maps");
+            s->sums[m][k] = ARENA_ARRAY(s->arena, Wide, s->categories * s->cells[m], "summaries of attribution maps");
         s->judged_sums[m] = ARENA_ARRAY(s->arena, Wide, 2 * s->cells[m], "summaries of attribution maps");
     }
 }
@@ -143,7 +148,8 @@ static void check(const Summary *s, int m, const float *map, float low, float hi
     for (int64_t i = 0; i < s->cells[m]; i++)
         fits &= fabs((double)map[i]) < MOST; /* not of NaN */
     if (!fits)
-        die("%s: %s of sample %lld has values beyond 2^20, too large to be summed up; check --scale, --mean and --std, or "
+        die("%s: %s of sample %lld has values beyond 2^20, too large to be summed up; check --scale, --mean and --std, "
+            "or "
             "use --keep maps",
             s->job->options->images, s->attribution->methods[m].variable, (long long)sample);
 }
@@ -182,7 +188,8 @@ void summary_add(Summary *s, const float *const *maps, const float *const *low, 
 static void add_ranks(Wide *sums, int64_t *limbs, int64_t cells) {
     for (int64_t i = 0; i < cells; i++)
         for (int l = 0; l < LIMBS; l++)
-            limbs[i * LIMBS + l] = l == LIMBS - 1 ? (int64_t)(sums[i] >> 96) : (int64_t)((WideBits)sums[i] >> 32 * l & UINT32_MAX);
+            limbs[i * LIMBS + l] =
+                l == LIMBS - 1 ? (int64_t)(sums[i] >> 96) : (int64_t)((WideBits)sums[i] >> 32 * l & UINT32_MAX);
     comm_sum_int64(limbs, (size_t)(cells * LIMBS));
     for (int64_t i = 0; i < cells; i++) {
         WideBits sum = 0;
@@ -194,14 +201,14 @@ static void add_ranks(Wide *sums, int64_t *limbs, int64_t cells) {
 }
 
 /* squares NULL: the means alone. Of no samples: NaN. */
-static void finish(float *mean, float *variance, const Wide *values, const Wide *squares, int64_t cells, int64_t count) {
+static void finish(float *mean, float *variance, const Wide *values, const Wide *squares, int64_t cells,
+                   int64_t count) {
     for (int64_t i = 0; i < cells; i++) {
         const double of = ldexp((double)values[i], -VALUE_BITS) / (double)count;
         mean[i] = count > 0 ? (float)of : NAN;
         if (squares)
-            variance[i] = count > 0
-                              ? (float)fmax(0, ldexp((double)squares[i], -SQUARE_BITS) / (double)count - of * of)
-                              : NAN;
+            variance[i] =
+                count > 0 ? (float)fmax(0, ldexp((double)squares[i], -SQUARE_BITS) / (double)count - of * of) : NAN;
     }
 }
 
@@ -214,7 +221,7 @@ void summary_write(Summary *s) {
     for (int m = 0; m < s->attribution->count; m++)
         most = s->cells[m] > most ? s->cells[m] : most;
     Arena *arena = arena_new();
-    int64_t *limbs = ARENA_ARRAY(arena, int64_t, most *LIMBS, "summary");
+    int64_t *limbs = ARENA_ARRAY(arena, int64_t, most * LIMBS, "summary");
     float *mean = ARENA_ARRAY(arena, float, most, "summary"), *variance = ARENA_ARRAY(arena, float, most, "summary");
     comm_sum_int64(s->counts, (size_t)s->categories);
     comm_sum_int64(s->judged_counts, 2);

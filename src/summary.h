@@ -12,8 +12,8 @@ Summary *summary_new(Arena *arena, Job *job, const Attribution *attribution);
 
 /* Adds the maps of `count` samples, all methods; of the rank's samples from `at` on. maps[m]: host (count, C, H, W), low[m],
  * high[m] (count) their bounds, NULL where a method has none. Not Collective. */
-void summary_add(Summary *summary, const float *const *maps, const float *const *low, const float *const *high, int64_t at,
-                 int64_t count);
+void summary_add(Summary *summary, const float *const *maps, const float *const *low, const float *const *high,
+                 int64_t at, int64_t count);
 
 void summary_write(Summary *summary); /* Collective */
 
