@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from program import GOLDEN, IMAGES, LABELS, MODEL, read, run, succeed, values
+from program import BINARY, GOLDEN, IMAGES, LABELS, MODEL, read, run, succeed, values
 from test_checkpoint import stopped
 from test_ranks import assert_same_result
 
@@ -77,6 +77,18 @@ def test_another_output_is_another_one(tmp_path, target):
                          tmp_path / "labels.npy", "--attribution", "saliency_signed"))
     assert np.isfinite(got["attribution_randomised_correlation"]).all()
     assert (got["attribution_random_logit_correlation"] < 0.9999).all()
+
+
+@pytest.mark.skipif(b"built without ONNX" in BINARY.read_bytes(), reason="built without protobuf-c")
+def test_deep_networks_take_several_layers_a_step(tmp_path):
+    """17 layers in 16 steps, the last of which leaves nothing as it was."""
+    path = succeed(tmp_path / "r.nc", "--model", GOLDEN / "onnx" / "efficientnet.onnx", "--images",
+                   f"{GOLDEN / 'onnx' / 'efficientnet.npz'}:images", "--scale", 1 / 64, "--mean", 2, "--tsne", 0, "--pca", 0,
+                   "--sanity", 3)
+    got = read(path)[0]["attribution_randomised_correlation"]
+    layers = got.attributes["layers"].split()
+    assert got.values.shape == (3, 16, 1) and len(layers) == 16 and layers[0] == "logits" and layers[-1] == "features.0.0"
+    assert np.isfinite(got.values).all() and (np.abs(got.values[:, -1]) < 0.5).all()
 
 
 def test_one_output(tmp_path):
