@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+# Paul Tol's "muted" set and a violet: at least 15 units of CIELAB apart for normal and colour-blind eyes (simulated).
+HUES = ["#332288", "#ddcc77", "#117733", "#cc6677", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#9922ff"]
+
 
 def open_result(path: str | Path) -> xr.Dataset:
     """Open a finished results file; names become str, label and prediction coordinates.

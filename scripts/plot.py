@@ -34,8 +34,7 @@ try:
 except ImportError as error:
     sys.exit(f"plot.py: {error}: run scripts/setup.sh once, then .venv/bin/python scripts/plot.py")
 
-# Paul Tol's "muted" set and a violet: at least 15 units of CIELAB apart for normal and colour-blind eyes (simulated).
-HUES = ["#332288", "#ddcc77", "#117733", "#cc6677", "#88ccee", "#882255", "#44aa99", "#999933", "#aa4499", "#9922ff"]
+HUES = cnnscope.HUES
 NO_LABEL = "#d0d0d0"
 WRONG = "#b00020"
 FORMATS = ("png", "pdf", "svg")
