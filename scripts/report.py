@@ -85,7 +85,7 @@ def page(report: report_data.Report, runs: list[xr.Dataset]) -> str:
     titles = [part.split("</h2>")[0] for part in body.split("<h2>")[1:]]
     links = "".join(f'<a href="#{report_sections.anchor(title)}">{title}</a>' for title in ["Maps", *titles])
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9)).decode()
-    data = json.dumps(report_data.payload(report), ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    data = json.dumps(report_data.payload(report), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends early
     return Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape("What " + " and ".join(report.names) + " shows"), summary=escape(summary(report, runs)),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report.notes), links=links, sections=body,

@@ -1,0 +1,425 @@
+/* The maps of a report: linked views of the same samples, a panel of one of them. See report.py and report_data.py.
+ *
+ * One state, drawn anew where it changes: every view of a map gets its points and their colours from it, so that no two views can
+ * disagree. Hovering changes no map (a ring moves over it), which keeps it quick with many points.
+ */
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const data = JSON.parse(byId("data").textContent);
+
+// ---- numbers of the page --------------------------------------------------------------------------------------------
+
+function bytes(base) {
+  const text = atob(base.trim());
+  const out = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);
+  return out;
+}
+
+const whole = (base) => base && new Int32Array(bytes(base).buffer);
+
+/** 65,535 steps from low to high, the last value is NaN: see steps() of report_data.py. */
+function numbers(packed) {
+  const steps = new Uint16Array(bytes(packed.data).buffer);
+  const step = (packed.high - packed.low) / 65534;
+  return Float64Array.from(steps, (s) => (s === 65535 ? NaN : packed.low + s * step));
+}
+
+const all = (packed) => Object.fromEntries(Object.entries(packed).map(([name, p]) => [name, numbers(p)]));
+const samples = whole(data.samples);
+const label = whole(data.label);
+const tiles = whole(data.tiles);
+const runs = data.runs.map((run) => ({
+  ...run,
+  prediction: whole(run.prediction),
+  numbers: all(run.numbers),
+  suspects: new Set(run.suspects),
+  maps: run.maps.map((m) => ({ ...m, axes: m.axes.map(numbers), trust: all(m.trust) })),
+}));
+const layers = [...new Set(runs.flatMap((run) => run.maps.map((m) => m.layer)))];
+const isWrong = (run, i) => label && run.prediction && label[i] >= 0 && label[i] !== run.prediction[i];
+const categoryName = (c) => (c < 0 ? "no label" : data.categories[c] ?? String(c));
+const count = (n) => n.toLocaleString("en");
+
+// Points are drawn in a fixed random order (xorshift), so that no category covers the others.
+const order = Int32Array.from(samples, (_, i) => i);
+for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
+  seed ^= seed << 13;
+  seed ^= seed >>> 17;
+  seed ^= seed << 5;
+  const j = (seed >>> 0) % (i + 1);
+  [order[i], order[j]] = [order[j], order[i]];
+}
+
+const state = { layer: layers[0], beside: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
+let views = [];
+let revision = 0;
+const webgl = !!document.createElement("canvas").getContext("webgl");
+
+// ---- colours --------------------------------------------------------------------------------------------------------
+
+const GREY = [176, 176, 176];
+const WRONG = [213, 0, 50];
+const RIGHT = [120, 160, 200];
+const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"].map(rgb);
+const hues = data.hues.map(rgb);
+
+function rgb(hex) {
+  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+}
+
+function viridis(share) {
+  const place = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
+  const i = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  return VIRIDIS[i].map((low, c) => Math.round(low + (place - i) * (VIRIDIS[i + 1][c] - low)));
+}
+
+const few = data.categories.length <= 2 * hues.length;
+
+function categoryColour(c) {
+  if (c < 0) return GREY;
+  return few ? hues[c % hues.length] : viridis((0.9 * c) / (data.categories.length - 1));
+}
+
+/** The value that a share of all is below: one sample far off must not take all colours. */
+function quantile(values, share) {
+  const known = values.filter((v) => !Number.isNaN(v)).sort();
+  return known.length ? known[Math.floor(share * (known.length - 1))] : NaN;
+}
+
+const trustOf = (map) => map.trust.trustworthiness ?? Object.values(map.trust)[0];
+const valuesOf = (view) => view.run.numbers[state.colour] ?? view.map.trust[state.colour];
+
+/** A function from a sample to its colour [r, g, b] in this view. */
+function colouring(view) {
+  const values = valuesOf(view);
+  if (values) {
+    const low = quantile(values, 0.01);
+    const span = quantile(values, 0.99) - low || 1;
+    return (i) => (Number.isNaN(values[i]) ? GREY : viridis((values[i] - low) / span));
+  }
+  if (state.colour === "right or wrong") return (i) => (!label || label[i] < 0 ? GREY : isWrong(view.run, i) ? WRONG : RIGHT);
+  const categories = state.colour === "label" ? label : state.colour === "prediction" ? view.run.prediction : null;
+  return categories ? (i) => categoryColour(categories[i]) : () => GREY;
+}
+
+/** A function from a sample to how opaque it is: by its trust, and whether it is selected. */
+function opacity(view) {
+  const trust = state.fade ? trustOf(view.map) : null;
+  const low = trust ? quantile(trust, 0.01) : 0;
+  return (i) => {
+    if (state.selected.size && !state.selected.has(i)) return 0.06;
+    if (state.selected.size || !trust) return 0.85;
+    const clear = Math.min(Math.max((trust[i] - low) / Math.max(1 - low, 1e-3), 0), 1);
+    return 0.12 + 0.75 * (clear || 0);
+  };
+}
+
+// ---- maps -----------------------------------------------------------------------------------------------------------
+
+/** Sample indices that a view draws, the ones to be seen last. */
+function shownIn(view) {
+  const [x, y] = view.map.axes;
+  const shown = [...order].filter((i) => passes(i) && !Number.isNaN(x[i] + y[i]));
+  const late = (i) => (state.selected.has(i) ? 2 : 0) + (state.colour === "right or wrong" && isWrong(view.run, i) ? 1 : 0);
+  return shown.sort((a, b) => late(a) - late(b));
+}
+
+function passes(i) {
+  if (state.category !== "" && (label ?? runs[0].prediction)[i] !== Number(state.category)) return false;
+  switch (state.kind) {
+    case "wrong": return runs.some((run) => isWrong(run, i));
+    case "right": return !runs.some((run) => isWrong(run, i)) && !(label && label[i] < 0);
+    case "likely label errors": return runs.some((run) => run.suspects.has(i));
+    case "flipped": return runs[0].prediction[i] !== runs[1].prediction[i];
+    case "selected": return state.selected.has(i);
+    default: return true;
+  }
+}
+
+function makeViews() {
+  const wanted = runs.length > 1 ? [state.layer] : [...new Set([state.layer, state.beside])];
+  views.forEach((view) => Plotly.purge(view.div));
+  views = wanted.flatMap((layer) => runs.flatMap((run) => run.maps.filter((map) => map.layer === layer).map((map) => ({ run, map }))));
+  byId("views").replaceChildren(...views.map(makeView));
+  drawAll();
+}
+
+function makeView(view) {
+  const figure = element("figure", { className: "view" });
+  const name = view.map.title + (runs.length > 1 ? ` (${view.run.name})` : "");
+  view.div = element("div", { className: "map", tabIndex: 0 });
+  view.div.setAttribute("role", "application");
+  view.div.setAttribute("aria-label", `${name}, ${view.map.overall || "no measures"}. Arrow keys move to the next point in a direction, ` +
+    "space selects it, Escape clears the selection.");
+  view.ring = element("div", { className: "ring", hidden: true });
+  figure.append(element("h3", { textContent: name }), element("div", { className: "overall", textContent: view.map.overall }), view.div);
+  view.div.addEventListener("keydown", (event) => onKey(view, event));
+  return figure;
+}
+
+function drawAll() {
+  revision++;
+  views.forEach(draw);
+  drawKey();
+  tell();
+}
+
+function draw(view) {
+  const [x, y, z] = view.map.axes;
+  const shown = (view.shown = shownIn(view));
+  const colour = colouring(view);
+  const alpha = opacity(view);
+  const categories = { label, prediction: view.run.prediction }[state.colour];
+  const second = few && data.categories.length > hues.length && categories;
+  const pick = (values) => shown.map((i) => values[i]);
+  const size = shown.length > 20000 ? 3 : shown.length > 2000 ? 4.5 : 7;
+  const trace = {
+    type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
+    marker: {
+      size: z ? size * 0.7 : size, line: { width: 0 }, opacity: 1,
+      color: shown.map((i) => `rgba(${colour(i).join()},${alpha(i).toFixed(2)})`),
+      symbol: second ? shown.map((i) => (categories[i] < hues.length ? "circle" : z ? "diamond" : "triangle-up")) : "circle",
+    },
+  };
+  if (z) trace.z = pick(z);
+  else Object.assign(trace, { selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } } });
+  const axis = { visible: false };
+  const layout = {
+    margin: { l: 4, r: 4, t: 4, b: 4 }, hovermode: "closest", showlegend: false, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+    uirevision: "same", selectionrevision: revision, selections: [], hoverdistance: 30,
+    ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis } } : { dragmode: "lasso", xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }),
+  };
+  const traces = z ? [trace, ringOf(view)] : [trace];
+  const config = { responsive: true, displaylogo: false, scrollZoom: true, modeBarButtonsToRemove: ["toImage"] };
+  Plotly.react(view.div, traces, layout, config);
+  if (!view.listens) listen(view);
+  moveRing(view);
+}
+
+function listen(view) {
+  view.listens = true;
+  view.div.append(view.ring);
+  view.div.on("plotly_hover", (event) => event.points[0].curveNumber === 0 && show(view.shown[event.points[0].pointNumber]));
+  view.div.on("plotly_click", (event) => event.points[0].curveNumber === 0 && show(view.shown[event.points[0].pointNumber]));
+  // Later: Plotly is still at work on the event.
+  view.div.on("plotly_selected", (event) => event && setTimeout(select, 0, event.points.map((p) => view.shown[p.pointNumber])));
+  view.div.on("plotly_deselect", () => setTimeout(select, 0, []));
+  for (const name of ["plotly_relayout", "plotly_relayouting", "plotly_afterplot"]) view.div.on(name, () => moveRing(view));
+}
+
+/** In 3-D the ring is a point of its own. */
+function ringOf(view) {
+  const place = view.map.axes.map((values) => (state.current < 0 ? [] : [values[state.current]]));
+  return { type: "scatter3d", mode: "markers", x: place[0], y: place[1], z: place[2], hoverinfo: "skip",
+    marker: { size: 9, symbol: "circle-open", color: "#000", line: { width: 3 } } };
+}
+
+function moveRing(view) {
+  const i = state.current;
+  const { xaxis, yaxis } = view.div._fullLayout ?? {};
+  const [x, y, z] = view.map.axes;
+  view.ring.hidden = !!z || i < 0 || !xaxis || Number.isNaN(x[i] + y[i]);
+  if (view.ring.hidden) return;
+  view.ring.style.left = `${xaxis.l2p(x[i]) + xaxis._offset}px`;
+  view.ring.style.top = `${yaxis.l2p(y[i]) + yaxis._offset}px`;
+}
+
+function select(indices) {
+  state.selected = new Set(indices);
+  if (!indices.length && state.kind === "selected") byId("kind").value = state.kind = "all";
+  drawAll();
+}
+
+const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+
+function onKey(view, event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key in DIRECTIONS) show(neighbour(view, DIRECTIONS[event.key]));
+  else if (event.key === "Escape") select([]);
+  else if (event.key === " " && state.current >= 0) {
+    const next = new Set(state.selected);
+    if (!next.delete(state.current)) next.add(state.current);
+    select([...next]);
+  } else return;
+  event.preventDefault();
+}
+
+/** The nearest point within 45 degrees of a direction; in 3-D, and without a point to start from, the next in the file. */
+function neighbour(view, [right, up]) {
+  const [x, y, z] = view.map.axes;
+  const from = state.current;
+  const shown = [...view.shown].sort((a, b) => a - b);
+  if (from < 0 || Number.isNaN(x[from] + y[from])) return shown[0] ?? from;
+  if (z) return (right + up > 0 ? shown.find((i) => i > from) : shown.findLast((i) => i < from)) ?? from;
+  let best = from;
+  let least = Infinity;
+  for (const i of shown) {
+    const [dx, dy] = [x[i] - x[from], y[i] - y[from]];
+    const along = dx * right + dy * up;
+    const distance = dx * dx + dy * dy;
+    if (along > 0 && Math.abs(dx * up) + Math.abs(dy * right) <= along && distance < least) [best, least] = [i, distance];
+  }
+  return best;
+}
+
+// ---- the sample -----------------------------------------------------------------------------------------------------
+
+function element(tag, properties) {
+  return Object.assign(document.createElement(tag), properties);
+}
+
+function show(i) {
+  if (i === undefined || i < 0) return;
+  state.current = i;
+  const title = `Sample ${samples[i]}` + (data.sampleNames ? ` ${data.sampleNames[i]}` : "");
+  const heading = element("h3", { textContent: title });
+  heading.setAttribute("aria-live", "polite");
+  byId("panel").replaceChildren(heading, pictures(i), facts(i));
+  byId("panel").dataset.index = i;
+  for (const view of views) {
+    if (view.map.axes.length < 3) moveRing(view);
+    else Plotly.restyle(view.div, Object.fromEntries(["x", "y", "z"].map((k, a) => [k, [[view.map.axes[a][i]]]])), [1]);
+  }
+}
+
+function pictures(i) {
+  const box = element("div", { className: "pictures" });
+  if (data.sheets.length && tiles[i] < 0) return element("p", { className: "note", textContent: "No picture of this sample in this page." });
+  for (const sheet of data.sheets) {
+    const figure = element("figure", {});
+    const over = sheet.key.startsWith("gradcam") && data.sheets[0].key.startsWith("image");
+    const frame = element("div", { className: over ? "over" : "" });
+    if (over) frame.append(tile(data.sheets[0], i));
+    frame.append(tile(sheet, i));
+    frame.setAttribute("role", "img");
+    frame.setAttribute("aria-label", `${sheet.title} of sample ${samples[i]}`);
+    figure.append(frame, element("figcaption", { textContent: sheet.title + (over ? " over the image" : "") }));
+    box.append(figure);
+  }
+  return box;
+}
+
+function tile(sheet, i) {
+  const span = element("span", { className: `tile sheet-${sheet.key}` });
+  const x = (100 * (tiles[i] % sheet.columns)) / Math.max(sheet.columns - 1, 1);
+  const y = (100 * Math.floor(tiles[i] / sheet.columns)) / Math.max(sheet.rows - 1, 1);
+  span.style.backgroundPosition = `${x}% ${y}%`;
+  return span;
+}
+
+function facts(i) {
+  const list = element("dl", {});
+  const add = (term, text, className = "") => list.append(element("dt", { textContent: term }), element("dd", { textContent: text, className }));
+  const number = (value) => (Number.isNaN(value) ? "–" : value.toPrecision(4));
+  if (label) add("label", categoryName(label[i]));
+  for (const run of runs) {
+    const of = runs.length > 1 ? `${run.name}: ` : "";
+    if (run.prediction) add(`${of}prediction`, categoryName(run.prediction[i]) + (isWrong(run, i) ? " (wrong)" : ""), isWrong(run, i) ? "wrong" : "");
+    for (const [name, values] of Object.entries(run.numbers)) add(of + name, number(values[i]));
+    if (run.suspects.has(i)) add(`${of}label`, "likely wrong");
+  }
+  for (const { run, map } of views) {
+    const of = runs.length > 1 ? `${run.name}: ` : "";
+    for (const [name, values] of Object.entries(map.trust)) add(`${of}${map.title}: ${name.replace("_", " ")}`, number(values[i]));
+  }
+  return list;
+}
+
+// ---- what is around the maps ----------------------------------------------------------------------------------------
+
+function drawKey() {
+  const entry = (background, text, second) => {
+    const swatch = element("i", { className: second ? "swatch second" : "swatch" });
+    swatch.style.background = `rgb(${background.join()})`;
+    const span = element("span", {});
+    span.append(swatch, text);
+    return span;
+  };
+  const view = views.find(valuesOf);
+  let parts = [];
+  if (state.colour === "right or wrong") parts = [entry(RIGHT, "right"), entry(WRONG, "wrong"), entry(GREY, "no label")];
+  else if (view) {
+    const ramp = element("i", { className: "ramp" });
+    ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map((c) => `rgb(${c.join()})`).join()})`;
+    const span = element("span", {});
+    const ends = [0.01, 0.99].map((share) => quantile(valuesOf(view), share).toPrecision(3));
+    span.append(`${state.colour.replace("_", " ")} ${ends[0]}`, ramp, ends[1] + (views.filter(valuesOf).length > 1 ? " (first map; each has its own range)" : ""));
+    parts = [span];
+  } else if (["label", "prediction"].includes(state.colour)) {
+    const step = few ? 1 : Math.ceil(data.categories.length / 12);
+    parts = data.categories.map((name, c) => [name, c]).filter(([, c]) => c % step === 0)
+      .map(([name, c]) => entry(categoryColour(c), name, few && c >= hues.length));
+  }
+  byId("key").replaceChildren(...parts);
+}
+
+function tell() {
+  const shown = new Set(views.flatMap((view) => view.shown)).size;
+  const chosen = [...state.selected];
+  const mistakes = chosen.filter((i) => runs.some((run) => isWrong(run, i))).length;
+  byId("count").textContent = `${count(shown)} of ${count(samples.length)} samples shown` +
+    (chosen.length ? `, ${count(chosen.length)} selected` + (label ? `, ${count(mistakes)} of these wrong` : "") : "") + ".";
+}
+
+function options(id, values, names = values) {
+  byId(id).replaceChildren(...values.map((value, i) => element("option", { value, textContent: names[i] })));
+}
+
+function setUp() {
+  const measures = [...new Set(runs.flatMap((run) => run.maps.flatMap((m) => Object.keys(m.trust))))];
+  const judged = label && runs.some((run) => run.prediction);
+  const colours = [label && "label", runs[0].prediction && "prediction", judged && "right or wrong",
+    ...new Set(runs.flatMap((run) => Object.keys(run.numbers))), ...measures].filter(Boolean);
+  state.colour = colours[0] ?? "";
+  state.beside = layers.length > 1 && runs.length === 1 ? layers[1] : "";
+  options("layer", layers);
+  options("beside", ["", ...layers], ["none", ...layers]);
+  byId("beside").value = state.beside;
+  byId("beside-label").hidden = layers.length < 2 || runs.length > 1;
+  options("colour", colours, colours.map((name) => name.replace("_", " ")));
+  options("category", ["", ...data.categories.keys()], ["all", ...data.categories]);
+  options("kind", ["all", ...(judged ? ["wrong", "right"] : []), ...(runs.some((run) => run.suspects.size) ? ["likely label errors"] : []),
+    ...(runs.length > 1 && runs.every((run) => run.prediction) ? ["flipped"] : []), "selected"]);
+  byId("fade-why").hidden = byId("fade").parentElement.hidden = !measures.length;
+  for (const id of ["layer", "beside"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; makeViews(); });
+  for (const id of ["colour", "category", "kind"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; drawAll(); });
+  byId("fade").addEventListener("change", (e) => { state.fade = e.target.checked; byId("fade-why").hidden = !state.fade; drawAll(); });
+  byId("clear").addEventListener("click", () => select([]));
+  byId("controls").addEventListener("submit", (e) => e.preventDefault());
+  byId("search").addEventListener("change", (e) => search(e.target.value.trim()));
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.sample");
+    if (!button) return;
+    show(Number(button.dataset.index));
+    byId("views").scrollIntoView({ block: "start" });
+  });
+}
+
+function search(text) {
+  const found = /^\d+$/.test(text) ? samples.indexOf(Number(text)) : text && data.sampleNames ? data.sampleNames.findIndex((n) => n.includes(text)) : -1;
+  if (found >= 0) show(found);
+  byId("search").setAttribute("aria-invalid", String(!!text && found < 0));
+  if (text && found < 0) byId("count").textContent = `No sample ${text} in this page: it has ${samples[0]} to ${samples[samples.length - 1]}.`;
+  else tell();
+}
+
+/** The library comes packed, and after the first paint: it is a third of the page. */
+async function loadLibrary() {
+  const stream = new Blob([bytes(byId("plotly").textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  document.head.append(element("script", { textContent: await new Response(stream).text() }));
+}
+
+async function start() {
+  setUp();
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
+  await loadLibrary();
+  makeViews();
+  document.documentElement.dataset.ready = Math.round(performance.now());
+}
+
+start().catch((error) => {
+  byId("count").textContent = `The maps cannot be drawn: ${error.message}. A browser of 2023 or newer is needed.`;
+  throw error;
+});
