@@ -37,6 +37,25 @@ bool k_eigen(double *values, double *vectors, double *matrix, int n, int k) {
     return ok;
 }
 
+bool k_rotation(double *rotation, const double *cross, int n) {
+    enum { MOST = 3 };
+    double matrix[MOST * MOST], values[MOST], u[MOST * MOST], vt[MOST * MOST], spare[MOST];
+    if (n > MOST)
+        return false;
+    memcpy(matrix, cross, (size_t)(n * n) * sizeof *matrix);
+    const int threads = one_thread();
+    const bool ok = LAPACKE_dgesvd(LAPACK_ROW_MAJOR, 'A', 'A', n, n, matrix, n, values, u, n, vt, n, spare) == 0;
+    omp_set_num_threads(threads);
+    for (int i = 0; ok && i < n; i++)
+        for (int j = 0; j < n; j++) {
+            double sum = 0;
+            for (int k = 0; k < n; k++)
+                sum += u[i * n + k] * vt[k * n + j];
+            rotation[i * n + j] = sum;
+        }
+    return ok;
+}
+
 void k_dense_product(double *c, const double *a, const double *b, bool transposed, int m, int n, int k, double alpha,
                      double beta) {
     const int threads = one_thread();

@@ -130,12 +130,13 @@ void k_conv_backward(Lane *lane, const KConv *conv, float *din, const float *dou
 /* Batch norm in eval mode, y = x * scale + shift per channel (two roundings, never fused), with or without the relu
  * that follows; the fused pair does the same arithmetic as the two. relu alone: scale and shift NULL. Both may work in
  * place (out == in, din == dout). Backward needs the relu's output, NULL without a relu (any value > 0 there passes
- * the gradient, as in PyTorch). scale and shift are not kept. */
+ * the gradient, as in PyTorch). guided: nor does a gradient below 0 pass the relu (Springenberg et al. 2015). scale and
+ * shift are not kept. */
 typedef struct KAffine KAffine;
 KAffine *k_affine_new(Layout layout, int batch, int C, int H, int W, const float *scale, const float *shift, bool relu);
 void k_affine_free(KAffine *affine);
 void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float *in);
-void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out);
+void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out, bool guided);
 
 typedef struct KMaxPool KMaxPool; /* ties: the first of the window in row-major order, as in PyTorch */
 KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch); /* in_channels == out_channels */
@@ -312,16 +313,95 @@ void k_input(Lane *lane, float *out, const void *pixels, const PixelTransform *t
 /* prediction (B): the first largest of K logits; K = 1: 1 where the logit is > 0, else 0. */
 void k_predict(Lane *lane, int32_t *prediction, const float *logits, int B, int K);
 
-/* seed (B, K): 1 at the predicted output, else 0 (K = 1: 1). Gradient of one logit per sample. */
-void k_seed(Lane *lane, float *seed, const int32_t *prediction, int B, int K);
+/* ---- Attribution (attribution.c), all on plain values ------------------------------------------------------------- */
 
-/* map (B,H,W) = max over channels of |gradient (B,C,H,W)|, then (x - low) / (high - low) with the sample's bounds
- * low, high (B); a constant map becomes zeros. Simonyan et al. 2014. */
-void k_saliency(Lane *lane, float *map, float *low, float *high, const float *gradient, int B, int C, int H, int W);
+/* An output by what it is to the sample, in the place of its number. */
+enum { TARGET_PREDICTED = -1, TARGET_RUNNER_UP = -2, TARGET_LABEL = -3 };
 
-/* map (B,H,W) = relu(sum_c mean_xy(gradient_c) value_c), normalised like k_saliency. Selvaraju et al. 2017. */
-void k_gradcam(Lane *lane, float *map, float *low, float *high, const float *value, const float *gradient, int B, int C,
-               int H, int W);
+/* target (B): number of the output looked at. `which`: a number, or one of those above; RUNNER_UP: the first largest of
+ * the outputs but the predicted one; LABEL: that of labels (B), or the predicted one where the label is -1. With one
+ * output, and labels NULL: the predicted one. */
+void k_target(Lane *lane, int32_t *target, int which, const int32_t *prediction, const float *logits,
+              const int32_t *labels, int B, int K);
+
+/* seed (B, K): 1 at the target, -1 at `against` (NULL: none; 0 where the two are one), else 0. K = 1: 1. */
+void k_seed(Lane *lane, float *seed, const int32_t *target, const int32_t *against, int B, int K);
+
+/* score (B) = logit of the target less that of `against` (NULL: none), less the same of `from` (K; NULL: 0). */
+void k_score(Lane *lane, float *score, const float *logits, const float *from, const int32_t *target,
+             const int32_t *against, int B, int K);
+
+/* Inputs of passes. x (B, size), baseline (size).
+ * k_between: out = baseline + share (x - baseline).
+ * k_noisy: out = x + share (largest - smallest of the sample's x) normal deviates, keyed on (seed, number, draw). number
+ * (B): of the samples. Smilkov et al. 2017.
+ * k_occlude: out = x, and baseline in rows [top, bottom), columns [left, right) of every channel. */
+typedef struct {
+    int top, left, bottom, right;
+} KBox;
+void k_between(Lane *lane, float *out, const float *x, const float *baseline, float share, int B, int64_t size);
+void k_noisy(Lane *lane, float *out, const float *x, const int64_t *number, uint64_t seed, int draw, float share, int B,
+             int64_t size);
+void k_occlude(Lane *lane, float *out, const float *x, const float *baseline, const KBox *box, int B, int C, int H,
+               int W);
+
+/* sum = (first: 0, else sum) + weight * part, of count values. */
+void k_add_scaled(Lane *lane, float *sum, const float *part, float weight, bool first, int64_t count);
+
+/* out = a * b, of count values. */
+void k_product(Lane *lane, float *out, const float *a, const float *b, int64_t count);
+
+/* Integrated gradients (Sundararajan et al. 2017): map (B, size) = (x - baseline) * mean gradient; delta (B) = its sum -
+ * score, 0 where it is complete; steps (B) = n. Samples with |delta| <= tolerance are left as they are; first: none is. */
+void k_integrated(Lane *lane, float *map, float *delta, int32_t *steps, const float *mean, const float *x,
+                  const float *baseline, const float *score, float tolerance, int n, bool first, int B, int64_t size);
+
+/* Occlusion (Zeiler & Fergus 2014): sum (B,H,W), in the box, = (first: 0 everywhere, else sum) + score - occluded. Then
+ * each cell by how many windows hold it, of those from every `stride` rows and columns. */
+void k_occlusion_add(Lane *lane, float *sum, const float *score, const float *occluded, const KBox *box, bool first,
+                     int B, int H, int W);
+void k_occlusion_mean(Lane *lane, float *sum, int window, int stride, int B, int H, int W);
+
+/* map (B,H,W) = max over channels of |gradient (B,C,H,W)|. Simonyan et al. 2014. */
+void k_saliency(Lane *lane, float *map, const float *gradient, int B, int C, int H, int W);
+
+/* map (B,H,W) = relu(sum over channels), with g = gradient, A = value (B,C,H,W):
+ * CAM_GRAD        mean_xy(g) A                                                               Selvaraju et al. 2017
+ * CAM_GRAD_PLUS   sum_xy(relu(g) g^2 / (2 g^2 + sum_xy(A) g^3 + 1e-6)) A         Chattopadhay et al. 2018, as in
+ *                 pytorch-grad-cam
+ * CAM_HIRES       g A                                                                        Draelos & Carin 2020
+ * CAM_LAYER       relu(g) A                                                                  Jiang et al. 2021 */
+typedef enum { CAM_GRAD, CAM_GRAD_PLUS, CAM_HIRES, CAM_LAYER } CamKind;
+void k_cam(Lane *lane, float *map, CamKind kind, const float *value, const float *gradient, int B, int C, int H, int W);
+
+/* (map - low) / (high - low) in place, low, high (B): the smallest and largest of the sample's `pixels` values; a
+ * constant map becomes zeros. */
+void k_normalise(Lane *lane, float *map, float *low, float *high, int B, int64_t pixels);
+
+/* ---- Evidence for attribution maps (evidence.c), plain, map (B, pixels) ------------------------------------------- */
+
+/* rank: place of each pixel by falling value, from 0, equals by their index; tied: likewise, but equals all have the mean
+ * of their places; NULL: not wanted. scratch: k_rank_scratch bytes. */
+size_t k_rank_scratch(int B, int64_t pixels);
+void k_rank(Lane *lane, int32_t *rank, float *tied, const float *map, int B, int64_t pixels, void *scratch);
+
+/* out (B, C, pixels): the first `cut` pixels by rank (B, pixels) are the baseline's (C, pixels), the others x's;
+ * insertion: the other way round. Petsiuk et al. 2018. */
+void k_reveal(Lane *lane, float *out, const float *x, const float *baseline, const int32_t *rank, int64_t cut,
+              bool insertion, int B, int C, int64_t pixels);
+
+/* area (B) = (first: 0, else area) + weight * softmax of the target's logit; K = 1: its sigmoid. */
+void k_add_probability(Lane *lane, float *area, const float *logits, const int32_t *target, float weight, bool first,
+                       int B, int K);
+
+/* sum (B, pixels) of map (B, C, pixels) over channels. */
+void k_channel_sum(Lane *lane, float *sum, const float *map, int B, int C, int64_t pixels);
+
+/* gini (B): Gini index of maps that are nowhere negative, 0 even, towards 1 sparse (Hurley & Rickard 2009); of zeros 0. */
+void k_gini(Lane *lane, float *gini, const float *map, const int32_t *rank, int B, int64_t pixels);
+
+/* result[b * step]: Spearman's correlation of two maps, from their ties' ranks. */
+void k_rank_correlation(Lane *lane, float *result, int64_t step, const float *a, const float *b, int B, int64_t pixels);
 
 /* ---- Dense linear algebra of PCA (linalg.c) --------------------------------------------------------------------
  * x (rows, D): the rank's rows, device. Sums over rows are sums of integers: exact, so that neither the number of ranks
@@ -350,6 +430,9 @@ void k_project(double *t, const float *x, int64_t rows, int width, const double 
  * which is overwritten; false if LAPACK fails. c (m, n) = alpha a (m, k) b (k, n) + beta c, b given as (n, k) if
  * transposed. */
 bool k_eigen(double *values, double *vectors, double *matrix, int n, int k);
+/* rotation (n, n), n <= 3: of all orthogonal matrices, reflections among them, the one that brings the rows of a (m, n)
+ * nearest to those of b: u v^T, where cross (n, n) = a^T b = u s v^T (Schoenemann 1966). false if LAPACK fails. */
+bool k_rotation(double *rotation, const double *cross, int n);
 void k_dense_product(double *c, const double *a, const double *b, bool transposed, int m, int n, int k, double alpha,
                      double beta);
 
@@ -374,8 +457,23 @@ typedef struct {
 
 int64_t k_tsne_tiles(int64_t points);
 
-/* What a row knows of its own distribution: c(j|i) = exp(-beta_i (d_ij - low_i)) * scale_i, sum over j != i is 1. */
+/* Gaussians around each point, each of the width that gives its perplexity, and the share of each in the conditional
+ * distributions of a P: shares of 1 / n for the mean of n of them. */
+enum { TSNE_KERNELS_MAX = 16 };
+typedef struct {
+    int count;
+    double perplexity[TSNE_KERNELS_MAX];
+    float share[TSNE_KERNELS_MAX];
+} TsneKernels;
+
+/* What a row knows of one such kernel: exp(-beta_i (d_ij - low_i)) * scale_i, whose sum over j != i is its share. */
 enum { TSNE_ROW_BETA, TSNE_ROW_LOW, TSNE_ROW_SCALE, TSNE_ROW_NUMBERS };
+
+/* The kernels of one P, among those that were searched together: c(j|i) is the sum of `count` ones. */
+typedef struct {
+    const float *numbers; /* of all blocks (blocks, all, TSNE_ROW_NUMBERS, 16), from the first of these kernels on */
+    int all, count;
+} TsneRows;
 
 /* 16 x 16 pairs of P. Diagonal s pairs row l of block `row` of the row tile with row (l + s) modulo 16 of block `column`
  * of the column tile; bit l of its mask: the pair is kept. Each pair is in one cell only. */
@@ -412,16 +510,16 @@ void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float s
 
 /* Bytes of scratch for the three below. */
 size_t k_tsne_affinity_scratch(int64_t points, int width);
-/* rows (count, TSNE_ROW_NUMBERS, 16) of blocks [shape->first, + shape->count): entropy of each row's distribution =
- * ln(perplexity) to 1e-6, where it can be. */
-void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch);
-/* sizes (tiles) of the pairs of tiles number from, from + step, from + 2 step, ...; rows: of all blocks; a pair is kept
- * where c(j|i) or c(i|j) is at least `least`. */
-void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+/* rows (count, kernels, TSNE_ROW_NUMBERS, 16) of blocks [shape->first, + shape->count), from one computation of their
+ * distances: entropy of each row's distribution in each kernel = ln(perplexity) to 1e-6, where it can be. */
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, const TsneKernels *kernels, void *scratch);
+/* sizes (tiles) of the pairs of tiles number from, from + step, from + 2 step, ...; a pair is kept where c(j|i) or c(i|j)
+ * is at least `least`. */
+void k_tsne_count(TsneTileSize *sizes, const float *x, const TsneRows *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch);
 /* affinities (all but cell and value given) of its places [from, to), whose sums are added. */
 void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
-                 const float *rows, const TsneShape *shape, float least, void *scratch);
+                 const TsneRows *rows, const TsneShape *shape, float least, void *scratch);
 
 /* Forces on all points as this rank's pairs give them: for each part (count, 2, A, 16), the repulsion
  * sum of w^2 (y_i - y_j) and the attraction sum of p w (y_i - y_j) of each block, then TSNE_TOTALS, the same in each
@@ -438,6 +536,9 @@ double k_tsne_w_unit(int64_t points);
 size_t k_tsne_scratch(const TsneShape *shape);
 double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y, const TsneShape *shape,
                      void *scratch);
+
+/* sums (N) += of each point the sum of p ln(p / w) over this rank's pairs that it is in, in TSNE_LOG_UNIT. */
+void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape);
 
 typedef struct {
     double exaggeration, momentum, learning_rate;
@@ -472,5 +573,20 @@ void k_neighbors_measure(float *distance, const int32_t *asked, int A, const flo
 void k_neighbors_find(int32_t *index, float *distance, int K, int32_t *nearer, const int32_t *asked,
                       const float *asked_distance, int A, const float *x, const float *columns,
                       const NeighborShape *shape);
+
+/* ---- New points in a map (place.c) -------------------------------------------------------------------------------
+ * Each new point by itself, against fixed points and their map: p(j) ~ exp(-beta d_j), d_j its squared distance to fixed
+ * point j, beta such that the entropy is ln(perplexity), to 1e-6; q(j) = w_j / sum of w, w of t-SNE. It is placed where
+ * KL(p || q) is lowest: of the descents from the places of its nearest fixed points, by Newton's method. */
+typedef struct {
+    int64_t rows, points; /* new; fixed */
+    int width, axes;
+} PlaceShape;
+
+size_t k_place_scratch(const PlaceShape *shape);
+/* y (blocks, A, 16) and kl (blocks, 16): places of the new points, and their divergence. x (blocks, D, 16), points (.., D, 16)
+ * and map (.., A, 16): packed, x and points with one scale. perplexity < points. Lanes past the rows are not set. */
+void k_place(float *y, double *kl, const float *x, const float *points, const float *map, const PlaceShape *shape,
+             double perplexity, void *scratch);
 
 #endif

@@ -4,7 +4,9 @@
     .venv/bin/python scripts/bench.py FOLDER [--only logits,tsne ...] [--torch] [--long] [--samples N] [--repeat 3]
 
 Rows: logits, saliency (peer: torch, with --torch), tsne (openTSNE and scikit-learn Barnes-Hut), pixels (--pre-pca 50;
-scikit-learn on pixels), job (process start to renamed file; peer with --torch: none, the notebook is not shipped),
+scikit-learn on pixels), attribution (of the first tenth of the images: integrated gradients of 50 steps, SmoothGrad of
+25 draws, Grad-CAM; peers captum and pytorch-grad-cam, with --torch; deletion), job (process start to renamed file; peer
+with --torch: none, the notebook is not shipped),
 layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into
 FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
 
@@ -37,7 +39,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
-ROWS = ("logits", "saliency", "tsne", "pixels", "job", "layouts", "growth")
+ROWS = ("logits", "saliency", "tsne", "pixels", "attribution", "job", "layouts", "growth")
 OPERATIONS_PER_PAIR = 17
 MULTIPLY_ADDS = 16 * 9 * 28 * 28 + 32 * 16 * 9 * 14 * 14 + 32 * 10  # of one image in the shipped network
 ITERATIONS = 1000
@@ -102,6 +104,8 @@ def run_peer(kind: str, data: str, said: str) -> None:
     x = np.load(data)
     if kind.startswith("torch"):
         seconds = run_torch(kind, x)
+    elif kind.startswith("attribution"):
+        seconds = run_attribution(kind.split()[1], x)
     else:
         if kind.startswith("openTSNE"):
             from openTSNE import TSNE
@@ -123,17 +127,10 @@ def run_peer(kind: str, data: str, said: str) -> None:
 def run_torch(kind: str, images: np.ndarray) -> float:
     """Least of four passes, after one to warm up, of the best batch size: what a careful user gets."""
     import torch
-    from torch import nn
 
-    torch.set_num_threads(2)
-    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-                        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
+    net = torch_net()
     net = net.to(memory_format=torch.channels_last)
-    x = torch.from_numpy((images[:, None] / np.float32(255) - 0.1307) / 0.3081).float()
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = torch_input(images).contiguous(memory_format=torch.channels_last)
 
     def one(batch: int) -> float:
         start = time.perf_counter()
@@ -151,11 +148,58 @@ def run_torch(kind: str, images: np.ndarray) -> float:
     return min(one(batch) for batch in (50, 100, 250, 1000) for _ in range(4))
 
 
+def run_attribution(method: str, images: np.ndarray) -> float:
+    """The better of two batch sizes, after a batch to warm up; maps of the predicted category."""
+    import captum.attr as captum
+    from pytorch_grad_cam import GradCAM
+
+    net, x = torch_net(), torch_input(images)
+    cam = GradCAM(net, [net[4]])
+    makers = {
+        "integrated_gradients": lambda part, target: captum.IntegratedGradients(net).attribute(part, 0, target, 50),
+        "smoothgrad": lambda part, target: captum.NoiseTunnel(captum.Saliency(net)).attribute(
+            part, nt_samples=25, stdevs=0.15, target=target, abs=False),
+        "gradcam": lambda part, _: cam(part),
+    }
+
+    def one(batch: int) -> float:
+        start = time.perf_counter()
+        for part in x.split(batch):
+            makers[method](part, net(part).argmax(1))
+        return time.perf_counter() - start
+
+    x, whole = x[:50], x
+    one(50)
+    x = whole
+    return min(one(batch) for batch in (25, 100))
+
+
+def torch_net():
+    """The shipped network's shape; its weights do not matter here."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(2)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+                        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    return net
+
+
+def torch_input(images: np.ndarray):
+    import torch
+
+    return torch.from_numpy((images[:, None] / np.float32(255) - 0.1307) / 0.3081).float()
+
+
 def install(options: argparse.Namespace) -> None:
     python = options.folder / "env/bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", options.folder / "env"], check=True)
     wanted = ["numpy", "scikit-learn", "openTSNE"] + ["torch"] * options.torch
+    wanted += ["captum", "grad-cam"] * (options.torch and "attribution" in options.only)
     have = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True)
     have = {line.split("==")[0].lower() for line in have.stdout.splitlines()}
     if missing := [name for name in wanted if name.lower() not in have]:
@@ -315,6 +359,20 @@ def maps(table: Table, title: str, x: np.ndarray, arguments: list[str], peers: l
     table.row(title, contenders, repeat)
 
 
+def attribution(table: Table, common: list[str], raw: np.ndarray) -> None:
+    options, images = table.options, table.options.folder / "some.npy"
+    np.save(images, raw)
+    for method, more in (("integrated_gradients", []), ("smoothgrad", []), ("gradcam", []),
+                         ("saliency", ["--evidence", "deletion"])):
+        arguments = [*common, "--attribution", method, *more]
+        contenders = {"cnnscope, computing": (lambda: ours(options, arguments), ("forward_compute",),
+                                              lambda seconds: f"{len(raw) / seconds:.0f} images/s")}
+        if options.torch and not more:
+            contenders["captum" if method != "gradcam" else "pytorch-grad-cam"] = (
+                lambda method=method: peer(options, f"attribution {method}", images), ("compute",), None)
+        table.row(f"{' and '.join([method, *more[1:]])} of {len(raw)} images", contenders)
+
+
 def measure(options: argparse.Namespace) -> None:
     table = Table(options)
     images = str(DATA / "t10k-images-idx3-ubyte.gz")
@@ -338,6 +396,9 @@ def measure(options: argparse.Namespace) -> None:
                 contenders["torch, computing"] = (lambda row=row: peer(options, f"torch {row}", pixels),
                                                   ("compute",), rate)
             table.row(f"{row} of {n} images", contenders)
+    if "attribution" in options.only:
+        some = max(n // 10, 1)
+        attribution(table, [*common[:4], "--samples", str(some), "--tsne", "0", "--pca", "0"], raw[:some])
     if {"tsne", "growth"} & options.only:
         logits = logits_of(options, common)
     if "tsne" in options.only:

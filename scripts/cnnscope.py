@@ -53,18 +53,18 @@ def open_result(path: str | Path) -> xr.Dataset:
 
 
 def layers(ds: xr.Dataset) -> list[str]:
-    """The embedded layers: those with a PCA or a t-SNE map, or the map of an audit, in the order of the file."""
+    """The embedded layers: those with a PCA or a t-SNE map, the map of an audit, or places in a stored one, in the order of the file."""
     found = []
     for name in ds.data_vars:
         layer, _, method = str(name).rpartition("_")
-        axis = {"pca": f"{layer}_pc", "tsne": f"{layer}_axis", "map": f"{layer}_axis"}.get(method)
+        axis = f"{layer}_pc" if method == "pca" else f"{layer}_axis" if method in ("tsne", "map", "place") else None
         if axis in ds[name].dims and layer not in found:
             found.append(layer)
     return found
 
 
 def trust(ds: xr.Dataset, layer: str, method: str) -> dict[str, float]:
-    """How far a map ("pca", "tsne" or "map") of a layer can be trusted: its overall numbers by name, those in the file."""
+    """How far a map ("pca", "tsne", "map" or "place") of a layer can be trusted: its overall numbers by name, those in the file."""
     start, end = f"{layer}_{method}_", "_overall"
     return {str(v)[len(start) : -len(end)]: float(ds[v]) for v in ds.data_vars
             if str(v).startswith(start) and str(v).endswith(end)}

@@ -3,7 +3,7 @@
 # blocks and streams; with the race detector; with ASan and UBSan; then the line coverage of kernels/cuda.
 #
 #     scripts/cuda-host.sh [FOLDER [quick]]     builds in FOLDER (build-cuda-*); quick: the kernels' tests in one order,
-#                                               the program in two, and no more
+#                                               the program in two, the race detector on planted bugs, coverage
 #
 # The program is compared with the CPU build's, which is FOLDER/cnnscope, or build/cnnscope.
 # Fails when a test does, or below 95 % of the lines. "skipped" (exit status 77) where NVIDIA's headers are not.
@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
 source scripts/env.sh
-folder=${1:-.}
+folder=${1:-.} target= # target: build only that one
 
 for header in cuda_runtime.h nccl.h; do
     if ! cc -E -x c -I "${CUDA_HOME:-/usr/local/cuda}/include" -I .venv/cuda/include - <<<"#include <$header>" \
@@ -21,45 +21,28 @@ for header in cuda_runtime.h nccl.h; do
     fi
 done
 
-# build NAME [cmake options]
+# [target=ONLY] build NAME [cmake options]
 build() {
     cmake -S . -B "$folder/build-cuda-$1" -DCMAKE_BUILD_TYPE=Release -DCUDA=HOST "${@:2}" >/dev/null
-    cmake --build "$folder/build-cuda-$1" --parallel "$(nproc)" | tail -n 1
+    cmake --build "$folder/build-cuda-$1" --parallel "$(nproc)" ${target:+--target "$target"} | tail -n 1
 }
 
 test_in() {
     ctest --test-dir "$folder/build-cuda-$1" --output-on-failure "${@:2}"
 }
 
-for program in "$folder" build; do
-    if [[ -x $program/cnnscope && -z ${CNNSCOPE_BIN:-} ]]; then
-        CNNSCOPE_BIN=$(realpath "$program/cnnscope")
-        export CNNSCOPE_BIN
-    fi
-done
+# build_counting NAME: with counters of lines, from zero.
+build_counting() {
+    build "$1" -DCMAKE_CXX_FLAGS=--coverage -DCMAKE_EXE_LINKER_FLAGS=--coverage
+    find "$folder/build-cuda-$1" -name '*.gcda' -delete
+}
 
-if [[ ${2:-} == quick ]]; then
-    build quick
-    CNNSCOPE_CUDA_SEEDS=2 test_in quick
-    exit
-fi
-
-export CNNSCOPE_CUDA_SEEDS=5
-build host -DCMAKE_CXX_FLAGS=--coverage -DCMAKE_EXE_LINKER_FLAGS=--coverage
-find "$folder/build-cuda-host" -name '*.gcda' -delete
-test_in host
-for seed in 2 3 4 5; do
-    CUDAHOST_SEED=$seed test_in host -R 'test_(ends|linalg|ops|graph)'
-done
-build races -DKERNELS_ONLY=ON -DCUDAHOST_RACES=ON
-test_in races -E 'test_(kernels|graph)' # whose many batches take the detector too long
-build asan -DKERNELS_ONLY=ON -DSANITIZE=ON
-test_in asan -E test_kernels
-
-echo "lines of kernels/cuda that ran:"
-find "$folder/build-cuda-host" -path '*kernels/cuda/*.gcda' -print0 |
-    xargs -0 gcov --stdout --json-format 2>/dev/null |
-    python3 -c '
+# coverage NAME: what its tests ran; fails below 95 %.
+coverage() {
+    echo "lines of kernels/cuda that ran:"
+    find "$folder/build-cuda-$1" -path '*kernels/cuda/*.gcda' -print0 |
+        xargs -0 gcov --stdout --json-format 2>/dev/null |
+        python3 -c '
 import json, sys
 ran = {}
 for text in sys.stdin:
@@ -76,3 +59,33 @@ for name, lines in sorted(ran.items()):
     print(f"{name:18} {len(lines) - len(missed):4} of {len(lines):4}", *missed[:12])
 print(f"all                {hit} of {total}: {100 * hit / max(total, 1):.1f} %")
 sys.exit(not total or hit < 0.95 * total)'
+}
+
+for program in "$folder" build; do
+    if [[ -x $program/cnnscope && -z ${CNNSCOPE_BIN:-} ]]; then
+        CNNSCOPE_BIN=$(realpath "$program/cnnscope")
+        export CNNSCOPE_BIN
+    fi
+done
+
+if [[ ${2:-} == quick ]]; then
+    build_counting quick
+    CNNSCOPE_CUDA_SEEDS=2 test_in quick
+    target=cudahost_selftest build races -DKERNELS_ONLY=ON -DCUDAHOST_RACES=ON
+    test_in races -R selftest
+    coverage quick
+    exit
+fi
+
+export CNNSCOPE_CUDA_SEEDS=5
+build_counting host
+test_in host
+for seed in 2 3 4 5; do
+    CUDAHOST_SEED=$seed test_in host -R 'test_(ends|linalg|ops|graph)'
+done
+build races -DKERNELS_ONLY=ON -DCUDAHOST_RACES=ON
+test_in races -E 'test_(kernels|graph)' # whose many batches take the detector too long
+build asan -DKERNELS_ONLY=ON -DSANITIZE=ON
+test_in asan -E test_kernels
+
+coverage host

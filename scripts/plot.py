@@ -3,7 +3,9 @@
 
     plot.py FILE.nc [-o FOLDER] [--samples 0,5,17] [--format png,pdf] [--trust trustworthiness] [--fade]
 
-For each embedded layer its PCA and t-SNE maps by class, and by how far each point can be trusted; the filters and feature maps in the file; for some samples the
+For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
+and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
+with how far they move between them; the filters and feature maps in the file; for some samples the
 input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
@@ -41,9 +43,13 @@ FORMATS = ("png", "pdf", "svg")
 CJK_FONTS = {"Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei"}
 MAX_TILES = 100  # of one grid
 MAX_INPUTS = 64  # input channels of one filter that are drawn
+ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", "hirescam", "layercam",
+                "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
+EVIDENCE = ("deletion", "insertion", "sparseness")
 PER_PAGE = 20  # samples
-METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}  # of a layer; the last of an audit
-MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement")  # of each sample, from 0 to 1
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Placed in the t-SNE map"}  # of a layer
+MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence")  # of each sample, from 0 to 1
+MAPS_PER_ROW = 4
 
 STYLE = {
     "font.size": 9,
@@ -122,6 +128,8 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
                 yield f"{layer}_{method}", scatter(ds, layer, method, fade=measure if fade and trusted else None)
                 if trusted:
                     yield f"{layer}_{method}_trust", scatter(ds, layer, method, measure=measure)
+        if f"{layer}_tsne_maps" in ds:
+            yield f"{layer}_tsne_maps", several_maps(ds, layer)
     if {"label", "prediction"} <= set(ds.variables) and (ds.label >= 0).any():
         yield "confusion", confusion(ds)
     for name in map(str, ds.data_vars):
@@ -132,11 +140,26 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
             for sample in (s for s in positions if s in samples) if samples else positions[:4]:
                 yield f"{name}_sample{sample}", feature_maps(ds, name.removesuffix("_maps"), int(sample))
     for name in map(str, ds.data_vars):
-        if name == "saliency" or name.split("_")[0] == "gradcam" and ds[name].ndim == 3:
+        if name == "saliency" or of_method(name, "gradcam") and ds[name].ndim == 3:
             shown = samples or default_samples(ds, name)
             for page, start in enumerate(range(0, len(shown), PER_PAGE)):
                 suffix = f"_{page + 1}" if len(shown) > PER_PAGE else ""
                 yield name + suffix, attributions(ds, name, shown[start : start + PER_PAGE])
+    methods = attribution_names(ds)
+    if len(methods) > 2:
+        yield "methods", methods_side_by_side(ds, methods, (samples or default_samples(ds, methods[0]))[:PER_PAGE])
+
+
+def of_method(name: str, method: str) -> bool:
+    """Whether a variable is a map by that method, at whatever layer; gradcam_plus_plus is a method of its own."""
+    other = method == "gradcam" and of_method(name, "gradcam_plus_plus")
+    return name == method or name.startswith(f"{method}_") and not other
+
+
+def attribution_names(ds: xr.Dataset) -> list[str]:
+    """The variables that are attribution maps, in the file's order."""
+    return [str(v) for v in ds.data_vars if ds[v].ndim in (3, 4) and ds[v].dims[0] in ("sample", "map_sample")
+            and any(of_method(str(v), m) for m in ATTRIBUTIONS)]
 
 
 def default_samples(ds: xr.Dataset, name: str, count: int = 8) -> list[int]:
@@ -159,7 +182,7 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     With a measure of trust coloured by that, the least trusted points on top; or faded by one.
     """
     points = ds[f"{layer}_{method}"].values
-    of = next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
+    of = coloured_by(ds)
     mapped = np.isfinite(points).all(1)  # t-SNE may have been asked for a part of the samples
     categories = ds[of].values[mapped] if of else np.zeros(mapped.sum(), int)
     points = points[mapped]
@@ -167,6 +190,10 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
     points = np.column_stack([points, categories])[:, : max(dimensions, 2)]  # a 1-D map is spread by category
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     ax = figure.add_subplot(projection="3d" if dimensions == 3 else None)
+    if method == "place":
+        fixed = ds[f"{layer}_fixed"].values
+        ax.computed_zorder = False  # of a 3-D map: by depth, which would hide the new ones
+        ax.scatter(*fixed.T, s=np.clip(60000 / len(fixed), 2, 25), c=NO_LABEL, linewidths=0, rasterized=True, zorder=0)
     if measure:
         draw_trust(figure, ax, points, ds[f"{layer}_{method}_{measure}"].values[mapped], measure)
     else:
@@ -174,20 +201,64 @@ def scatter(ds: xr.Dataset, layer: str, method: str, measure: str | None = None,
         draw_points(figure, ax, ds, points, categories, of, named=method != "pca", alpha=alpha)
     axes = [ax.xaxis, ax.yaxis] if dimensions < 3 else [ax.xaxis, ax.yaxis, ax.zaxis]
     for i, axis in enumerate(axes):
-        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
+        axis.set_label_text(f"{ {'pca': 'PC', 'tsne': 't-SNE ', 'place': 't-SNE '}.get(method, 'axis ')}{i + 1}" if i < dimensions else of or "")
     if dimensions == 2:
         ax.set_aspect("equal", adjustable="datalim")
     if dimensions == 3:
         ax.set_box_aspect(None, zoom=1.1)
         for axis in axes:
             axis.set_pane_color("white")
-    details = {"pca": pca_details, "tsne": tsne_details}.get(method, lambda *_: "as it was given")(
+    details = {"pca": pca_details, "tsne": tsne_details, "place": place_details}.get(method, lambda *_: "as it was given")(
         ds, layer, axes[:dimensions])
     count = f"{len(points):,}" + (f" of {len(mapped):,}" if not mapped.all() else "")
     figure.suptitle(f"{METHODS[method]} of {layer}\n{count} samples, {details}{trust_details(ds, layer, method)}")
     if method != "pca":
         figure.supxlabel("The sizes of clusters and the distances between them carry no meaning", size=7, color="0.4")
     return figure
+
+
+def coloured_by(ds: xr.Dataset) -> str | None:
+    return next((v for v in ("label", "prediction") if v in ds.variables and np.ptp(ds[v].values) > 0), None)
+
+
+def several_maps(ds: xr.Dataset, layer: str) -> Figure:
+    """All t-SNE maps of a layer, aligned to the first and side by side; points fade as their places move between them."""
+    maps = ds[f"{layer}_tsne_maps"].values
+    of = coloured_by(ds)
+    mapped = np.isfinite(maps[0]).all(1)
+    categories = ds[of].values[mapped] if of else np.zeros(mapped.sum(), int)
+    spread = ds[f"{layer}_tsne_spread"].values[mapped]
+    alpha = clear(1 - spread / max(float(np.quantile(spread, 0.99)), 1e-9))
+    columns = min(len(maps), MAPS_PER_ROW)
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1, 3.7 * rows + 1), layout="constrained")
+    for i, points in enumerate(maps):
+        ax = figure.add_subplot(rows, columns, i + 1, projection="3d" if maps.shape[2] == 3 else None)
+        draw_points(figure if i == 0 else None, ax, ds, points[mapped], categories, of, named=True, alpha=alpha)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis) if maps.shape[2] == 3 else (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("")
+            axis.set_tick_params(length=0)
+        if maps.shape[2] == 2:
+            ax.set_aspect("equal", adjustable="datalim")
+        ax.set_title(map_details(ds, layer, i))
+    found = cnnscope.trust(ds, layer, "tsne")
+    words = {"spread": "mean spread {:.3f} radii", "persistence": "{:.1%} of neighbours persist"}
+    texts = [text.format(found[name]) for name, text in words.items() if name in found]
+    figure.suptitle(f"{len(maps)} t-SNE maps of {layer}, aligned to the first\n{mapped.sum():,} samples, faded by the "
+                    f"spread of their places; {', '.join(texts)}")
+    return figure
+
+
+def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
+    """For example: perplexity 30, seed 1: KL 1.569."""
+    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
+    perplexity = float(at["perplexity"][number])
+    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
+    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
+    runs = len(np.unique(at["seed"].values))
+    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
+    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
+    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
 
 
 def pca_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
@@ -201,8 +272,16 @@ def tsne_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
     for axis in axes:
         axis.set_major_formatter("")  # its units mean nothing
         axis.set_tick_params(length=0)
-    perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]
-    return f"perplexity {perplexity:g}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+    perplexity = ds[f"{layer}_tsne"].attrs["perplexity"]  # a text where it is the mean of several
+    perplexity = perplexity if isinstance(perplexity, str) else f"{perplexity:g}"
+    return f"perplexity {perplexity}, KL divergence {float(ds[f'{layer}_tsne_kl']):.3f}"
+
+
+def place_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:
+    for axis in axes:
+        axis.set_major_formatter("")
+        axis.set_tick_params(length=0)
+    return f"over the {ds.sizes[f'{layer}_fixed_sample']:,} mapped ones"
 
 
 def trust_details(ds: xr.Dataset, layer: str, method: str) -> str:
@@ -232,9 +311,9 @@ def clear(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.clip((values - low) / max(1 - low, 1e-3), 0, 1), nan=0.0) * 0.65 + 0.05
 
 
-def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray, of: str | None,
-                named: bool, alpha: np.ndarray | None = None) -> None:
-    """The points and their key; `named` writes each category at the middle of its points."""
+def draw_points(figure: Figure | None, ax: Axes, ds: xr.Dataset, points: np.ndarray, categories: np.ndarray,
+                of: str | None, named: bool, alpha: np.ndarray | None = None) -> None:
+    """The points, and their key into the figure unless it is None; `named` writes each category at the middle of its points."""
     present = [int(c) for c in np.unique(categories) if c >= 0]
     names = [short(name) for name in cnnscope.category_names(ds, present)]
     many = len(present) > 2 * len(HUES)
@@ -254,9 +333,9 @@ def draw_points(figure: Figure, ax: Axes, ds: xr.Dataset, points: np.ndarray, ca
             continue
         faded = style if alpha is None else style | {"alpha": alpha[drawn]}
         ax.scatter(*points[drawn].T, c=colours[drawn], marker=marker, zorder=2, **faded)
-    if many:
+    if many and figure:
         draw_bar(figure, ax, scale, names, of)
-    elif of:
+    elif of and figure:
         draw_legend(figure, names, of, unlabelled=len(grey) > 0)
     for category, name in zip(present, names) if named and of else ():
         middle = np.median(points[categories == category], axis=0)
@@ -410,7 +489,38 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
     if name == "saliency":
         figure.suptitle("Saliency: |gradient of the predicted class's logit|, each map scaled to 0..1")
     else:
-        figure.suptitle(f"Grad-CAM of {ds[name].dims[1].removesuffix('_y')} for the predicted class, over the input")
+        layer = ds[name].attrs.get("layer", ds[name].dims[1].removesuffix("_y"))
+        figure.suptitle(f"Grad-CAM of {layer} for the predicted class, over the input")
+    return figure
+
+
+def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -> Figure:
+    """A row for each sample: the input, then each method's map with its evidence; red for the category, blue against."""
+    height, width = ds[names[0]].shape[-2:]
+    tall = 1.7 * np.clip(height / width, 0.25, 3)
+    columns = len(names) + ("image" in ds)
+    figure = Figure(figsize=(1.7 * columns, (tall + 0.5) * len(samples) + 0.6), layout="constrained")
+    grid = figure.subplots(len(samples), columns, squeeze=False)
+    for row, sample in zip(grid, samples):
+        if "image" in ds:
+            row[0].imshow(displayed(cnnscope.of_sample(ds, "image", sample).values), cmap="gray", vmin=0, vmax=1)
+            row[0].set_title(caption(ds, sample).replace(": ", ":\n").replace(", ", "\n"), size=6,
+                             color=WRONG if is_wrong(ds, sample) else "k")
+        for ax, name in zip(row[-len(names) :], names):
+            values = cnnscope.of_sample(ds, name, sample).values
+            if f"{name}_low" in ds:
+                ax.imshow(values, cmap="inferno", vmin=0, vmax=1)
+            else:
+                values = values.sum(0) if values.ndim == 3 else values
+                most = np.abs(values).max() or 1
+                ax.imshow(values, cmap="RdBu_r", vmin=-most, vmax=most)
+            lines = [name.replace("_", " ")] if sample == samples[0] else []
+            lines += [f"{e} {float(cnnscope.of_sample(ds, f'{name}_{e}', sample)):.2f}" for e in EVIDENCE
+                      if f"{name}_{e}" in ds]
+            ax.set_title("\n".join(lines), size=6)
+        for ax in row:
+            ax.axis("off")
+    figure.suptitle("Attribution methods; deletion: small is good, insertion: large is good")
     return figure
 
 

@@ -4,10 +4,11 @@
 #     scripts/soak.sh large [FOLDER]      a result of more than 4 GiB in one variable and 2 GiB a rank, in FOLDER (/tmp)
 #     scripts/soak.sh stops [N]           N (100) signals and N kills at random times, each followed by a restart
 #     scripts/soak.sh kills HOURS         the same with other times, again and again
+#     scripts/soak.sh writes [N]          N (200) kills inside a write, fsync, rename or removal of checkpoint or result
 #
 # large: the feature maps of 5,600 images of 112 x 112 (4.5 GB), written by two ranks and by one, compared with each
 # other and, at both ends and across every 2 GiB, with small runs of these samples alone. Takes 10 GB of disk and some
-# minutes. stops and kills: tests/test_checkpoint.py, which prints how many interruptions there were, and the slowest end;
+# minutes. stops, kills and writes: tests/test_checkpoint.py, which prints how many interruptions there were, and the slowest end;
 # results of restarts on other ranks, threads and batches are compared bit by bit. Needs build/cnnscope and .venv
 # (scripts/setup.sh).
 set -euo pipefail
@@ -59,24 +60,28 @@ maps() {
         --feature-maps "conv1:$3" --attribution none --keep-maps none --pca 0 --tsne 0 --output "$1/$4" "${@:5}"
 }
 
-# interrupt N SEED
+# interrupt N SEED TESTS
 interrupt() {
-    CNNSCOPE_STOPS=$1 CNNSCOPE_SEED=$2 .venv/bin/python -m pytest tests/test_checkpoint.py -x -q -rP -k interrupted
+    CNNSCOPE_STOPS=$1 CNNSCOPE_SEED=$2 .venv/bin/python -m pytest tests/test_checkpoint.py -x -q -rP -k "$3"
 }
 
 kills() {
-    local end=$((SECONDS + $(awk "BEGIN {print int(3600 * $1)}")))
+    local log end=$((SECONDS + $(awk "BEGIN {print int(3600 * $1)}")))
+    log=$(mktemp)
     while ((SECONDS < end)); do
-        interrupt 8 "$RANDOM" | grep -E 'interruptions|passed|failed'
+        interrupt 8 "$RANDOM" interrupted >"$log" || { cat "$log"; exit 1; }
+        grep -E 'interruptions|passed' "$log"
     done
+    rm "$log"
 }
 
 case ${1:-} in
 large) large "${2:-}" ;;
-stops) interrupt "${2:-100}" 1 ;;
+stops) interrupt "${2:-100}" 1 interrupted ;;
+writes) interrupt "${2:-200}" 1 killed_while ;;
 kills) kills "${2:-1}" ;;
 *)
-    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

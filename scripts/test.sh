@@ -32,6 +32,8 @@ for folder in build build-asan; do
 done
 
 run_tests build "$@"
+sed -n 's/^all  *\([0-9]* of [0-9]*: .*\)/lines of kernels\/cuda that ran on the host executor: \1/p' \
+    build/Testing/Temporary/LastTest.log
 # Errors leave by longjmp or by ending the job, and MPI keeps memory to the end: leaks are not what this looks for.
 ASAN_OPTIONS=detect_leaks=0 run_tests build-asan "$@"
 

@@ -20,7 +20,7 @@
 #include "sha256.h"
 #include "stop.h"
 
-enum { PIECE_BYTES = 1 << 20, KEPT = 2 };
+enum { PIECE_BYTES = 1 << 18, KEPT = 2 };
 
 static void find_rows(Checkpoint *c);
 static void scan_log(Checkpoint *c, const char *name);

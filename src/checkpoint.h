@@ -29,6 +29,10 @@ Checkpoint *checkpoint_open(Arena *arena, const char *folder, double interval, c
 /* After the results file has its name: removes the run's files, and the folder when nothing else is in it. */
 void checkpoint_remove(Checkpoint *checkpoint);
 
+/* The same for a folder that is not opened, where it is there and of that identity: what a job left that was lost after its
+ * result had its name. Rank 0 only; fails silently. */
+void checkpoint_discard(Arena *arena, const char *folder, const char *identity);
+
 /* ---- Rows ------------------------------------------------------------------------------------------------------- */
 
 /* Rows of one variable or layer, as they lie in memory. */

@@ -19,10 +19,12 @@
 #define LOCK "lock"
 #define WHOLE_PREFIX "state-"
 #define UNFINISHED ".new"
+enum { IDENTITY_BYTES = 1 << 18 }; /* an option has 4 KB at most */
 
 static void take_lock(Checkpoint *c);
 static void check_identity(Checkpoint *c, const char *identity);
 static void write_identity(Checkpoint *c, const char *identity);
+static void remove_files(Checkpoint *c);
 
 static void path_of(char path[PATH_BYTES], const Checkpoint *c, const char *name) {
     snprintf(path, PATH_BYTES, "%s/%s", c->folder, name);
@@ -153,9 +155,9 @@ static void check_identity(Checkpoint *c, const char *identity) {
     size_t size = 0;
     path_of(path, c, IDENTITY);
     FILE *file = fopen(path, "r");
-    char *was = ARENA_ARRAY(c->arena, char, 1 << 20, "checkpoint");
+    char *was = ARENA_ARRAY(c->arena, char, IDENTITY_BYTES, "checkpoint");
     if (file) {
-        size = fread(was, 1, (1 << 20) - 1, file);
+        size = fread(was, 1, IDENTITY_BYTES - 1, file);
         fclose(file);
     }
     char *check = size > 0 ? strstr(was, "check = ") : NULL;
@@ -218,22 +220,40 @@ void checkpoint_unlink(const Checkpoint *c, const char *key, int64_t number) {
 
 /* ---- The end ---------------------------------------------------------------------------------------------------- */
 
-/* Nothing here may fail: the result is there. */
 void checkpoint_remove(Checkpoint *c) {
     if (!c)
         return;
     if (c->log >= 0)
         close(c->log);
     comm_barrier(); /* every rank has let go of its log */
-    if (comm_rank() != 0)
+    if (comm_rank() == 0)
+        remove_files(c);
+}
+
+void checkpoint_discard(Arena *arena, const char *folder, const char *identity) {
+    static Checkpoint c; /* static: it keeps its values over error_caught() */
+    const char *message;
+    int status;
+    struct stat there;
+    c = (Checkpoint){.arena = arena, .folder = folder, .log = -1, .lock = -1};
+    if (stat(folder, &there) != 0)
         return;
+    if (!error_caught())
+        checkpoint_take_folder(&c, identity);
+    if (!error_pending(&message, &status))
+        remove_files(&c);
+}
+
+/* Nothing here may fail: the result is there. */
+static void remove_files(Checkpoint *c) {
     static char **names; /* static: they keep their values over error_caught() */
     static int64_t count;
     char path[PATH_BYTES];
     if (!error_caught())
         count = checkpoint_list(c, &names);
     error_disarm();
-    for (int64_t i = 0; i < count; i++) {
+    /* identity.txt, first by name, goes last: what a job leaves that is lost here is still told to be its own. */
+    for (int64_t i = count; i-- > 0;) {
         path_of(path, c, names[i]);
         unlink(path);
     }

@@ -18,6 +18,7 @@ typedef struct Dataset {
     DType dtype;                  /* never DT_BOOL (read as DT_U8) nor DT_BF16 (read as DT_F32) */
     int rank;                     /* 1 to 5 */
     int64_t shape[5];             /* shape[0] samples */
+    bool holes;                   /* set after opening: values that are no finite numbers are read as they are */
     struct DatasetSource *source; /* private to dataset.c */
 } Dataset;
 
@@ -46,6 +47,12 @@ char **dataset_names(Arena *arena, const char *path, int64_t count, int64_t *fou
 
 /* A whole file in memory; dies when it is not a readable regular file or is empty. */
 void *dataset_file_bytes(Arena *arena, const char *path, size_t *size);
+
+/* Of a results file of this program (dataset_result.c): the names of its variables; dies where it is none, or not finished.
+ * A number among the attributes of one of them, NAN where there is none. Whether an attribute of the file is that text. */
+const char **dataset_result_names(Arena *arena, const char *path, int *count);
+double dataset_result_number(const char *path, const char *variable, const char *attribute);
+bool dataset_result_says(const char *path, const char *name, const char *text);
 
 /* SHA-256 of a file, in hexadecimal. */
 void dataset_sha256(char hex[65], const char *path);

@@ -106,7 +106,45 @@ static void write_pca(const Layer *l, const Pca *p, int K) {
         p->variance_ratio);
 }
 
+/* What t-SNE is given, where no other variable holds it: `cnnscope place` works from the file alone. */
+static void write_points_of_map(const Layer *l, const Pca *p, int K) {
+    const Matrix *x = l->x;
+    Output *out = l->job->output;
+    char names[3][128], pc[128];
+    snprintf(pc, sizeof pc, "%s_pre_pc", l->layer);
+    float *kept = ARENA_ARRAY(l->arena, float, x->shard.count *K, "scores");
+    Matrix scores = matrix_part(&p->scores, NULL, x->shard, K);
+    dev_download(kept, scores.rows, (size_t)(x->shard.count * K) * sizeof *kept);
+    matrix_free(&scores);
+    OutputVar var = {.type = DT_F32,
+                     .rank = 2,
+                     .dims = {"sample", pc},
+                     .length = {x->shard.total, K},
+                     .coordinates = job_coordinates(l->job, false)};
+    output_rows(out, layer_var(l, var, "_pre_pca", "principal component scores of %s that t-SNE was given"),
+                x->shard.first, x->shard.count, kept);
+    OutputVar axes = {.type = DT_F64, .dims = {pc}, .length = {K}}, center = {.type = DT_F64};
+    feature_dims(&axes, names, l, 1);
+    output_whole(out, layer_var(l, axes, "_pre_pca_components", "principal axes of %s before t-SNE"), p->axes);
+    feature_dims(&center, names, l, 0);
+    output_whole(out, layer_var(l, center, "_pre_pca_center", "mean features of %s before t-SNE"), p->center);
+}
+
 /* ---- t-SNE ---------------------------------------------------------------------------------------------------- */
+
+/* rows (shard.count, each) <- values (mapped, each) of all mapped samples, NaN for the others. */
+static float *own_rows(const Layer *l, const float *values, int each, const int64_t *positions, int64_t mapped) {
+    const Shard s = l->job->shard;
+    float *rows = ARENA_ARRAY(l->arena, float, s.count *each, "map");
+    for (int64_t i = 0; i < s.count * each; i++)
+        rows[i] = NAN;
+    for (int64_t i = 0; i < mapped; i++)
+        if (positions[i] >= s.first && positions[i] < s.first + s.count)
+            memcpy(rows + (positions[i] - s.first) * each, values + i * each, (size_t)each * sizeof(float));
+    return rows;
+}
+
+static void write_points(const Layer *l, const TsneResult *r, const int64_t *positions, int64_t mapped);
 
 static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *positions, int64_t mapped, int pre_pca) {
     const Options *o = l->job->options;
@@ -115,13 +153,6 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     char axis[128], check[128];
     snprintf(axis, sizeof axis, "%s_axis", l->layer);
     snprintf(check, sizeof check, "%s_tsne_check", l->layer);
-    float *rows = ARENA_ARRAY(l->arena, float, s.count * o->tsne, "map");
-    for (int64_t i = 0; i < s.count * o->tsne; i++)
-        rows[i] = NAN;
-    for (int64_t i = 0; i < mapped; i++)
-        if (positions[i] >= s.first && positions[i] < s.first + s.count)
-            memcpy(rows + (positions[i] - s.first) * o->tsne, r->map + i * o->tsne, (size_t)o->tsne * sizeof(float));
-
     OutputVar map = {.type = DT_F32,
                      .rank = 2,
                      .dims = {"sample", axis},
@@ -133,8 +164,7 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     const struct {
         const char *name;
         double value;
-    } reals[] = {{"perplexity", o->perplexity},
-                 {"early_exaggeration", o->early_exaggeration},
+    } reals[] = {{"early_exaggeration", o->early_exaggeration},
                  {"learning_rate", r->learning_rate},
                  {"affinity_dropped_mass", r->affinity_dropped_mass},
                  {"affinity_sum", r->affinity_sum}};
@@ -148,6 +178,10 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
                     {"n_iter", r->iterations},
                     {"seed", o->seed},
                     {"affinity_nonzeros", r->affinity_nonzeros}};
+    if (o->perplexity->count == 1)
+        output_double(out, id, "perplexity", o->perplexity->value[0]);
+    else
+        output_text(out, id, "perplexity", o->perplexity->text);
     for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
         output_double(out, id, reals[i].name, reals[i].value);
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
@@ -155,7 +189,8 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     bool named = strcmp(o->init, "pca") == 0 || strcmp(o->init, "random") == 0;
     output_text(out, id, "schedule", o->schedule);
     output_text(out, id, "init", named ? o->init : "file");
-    output_rows(out, id, s.first, s.count, rows);
+    output_rows(out, id, s.first, s.count, own_rows(l, r->map, o->tsne, positions, mapped));
+    write_points(l, r, positions, mapped);
 
     OutputVar scalar = {.type = DT_F64};
     output_whole(out, layer_var(l, scalar, "_tsne_kl", "Kullback-Leibler divergence of the t-SNE map of %s"), &r->kl);
@@ -171,7 +206,45 @@ static void write_tsne(const Layer *l, const TsneResult *r, const int64_t *posit
     }
 }
 
+/* Each sample's part of the divergence, and the width of its Gaussian. */
+static void write_points(const Layer *l, const TsneResult *r, const int64_t *positions, int64_t mapped) {
+    Output *out = l->job->output;
+    const Shard s = l->job->shard;
+    const OutputVar var = {.type = DT_F32,
+                           .rank = 1,
+                           .dims = {"sample"},
+                           .length = {s.total},
+                           .coordinates = job_coordinates(l->job, false)};
+    const char *const left_out = "NaN: not among the samples of option_tsne_samples";
+    int id = layer_var(l, var, "_tsne_kl_sample", "what each sample has of the divergence of the t-SNE map of %s");
+    output_text(out, id, "comment", mapped < s.total ? left_out : "they add up to that of the map");
+    output_rows(out, id, s.first, s.count, own_rows(l, r->kl_sample, 1, positions, mapped));
+    id = layer_var(l, var, "_sigma", "standard deviation of each sample's Gaussian in what t-SNE maps of %s");
+    output_double(out, id, "perplexity", l->job->options->perplexity->value[0]);
+    if (mapped < s.total)
+        output_text(out, id, "comment", left_out);
+    output_rows(out, id, s.first, s.count, own_rows(l, r->sigma, 1, positions, mapped));
+}
+
 static void trust_maps(const Layer *l, const Pca *p, const float *map, const int64_t *keep, Shard shard);
+
+/* A map of each perplexity and run: runs of one perplexity together. Gives their number, and the positions of the mapped
+ * samples. */
+static int list_maps(TsneMap *maps, int64_t *positions, const Layer *l, const Pca *p, const int64_t *keep,
+                     Shard shard) {
+    const Options *o = l->job->options;
+    int count = 0;
+    for (int i = 0; i < o->perplexity_count; i++)
+        for (int run = 0; run < o->runs; run++, count++) {
+            const float *start = i > 0 ? maps[run].start : NULL;
+            if (i == 0)
+                start = tsne_start(positions, l->arena, l->job, run, p, l->x->width, keep, shard);
+            maps[count] = (TsneMap){i, start, arena_printf(l->arena, "tsne %s", l->layer)};
+            if (count > 0)
+                maps[count].key = arena_printf(l->arena, "tsne %s map %d", l->layer, count + 1);
+        }
+    return count;
+}
 
 static void map_layer(const Layer *l, const Pca *p) {
     const Options *o = l->job->options;
@@ -181,29 +254,28 @@ static void map_layer(const Layer *l, const Pca *p) {
         keep = tsne_subset(&count, l->arena, l->job);
     Shard shard = keep ? shard_from_counts(count) : l->x->shard;
     int64_t *positions = ARENA_ARRAY(l->arena, int64_t, shard.total, "positions");
-    float *start = tsne_start(positions, l->arena, l->job, p, l->x->width, keep, shard);
-
+    TsneMap maps[MAPS_MAX];
+    TsneResult results[MAPS_MAX];
+    const int map_count = list_maps(maps, positions, l, p, keep, shard);
     Matrix input = reduce || keep
                        ? matrix_part(reduce ? &p->scores : l->x, keep, shard, reduce ? o->pre_pca : l->x->width)
                        : *l->x;
-    char key[128];
-    snprintf(key, sizeof key, "tsne %s", l->layer);
     TsneOptions options = {.axes = o->tsne,
+                           .perplexity_count = o->perplexity_count,
                            .perplexity = o->perplexity,
                            .fast = strcmp(o->schedule, "fast") == 0,
                            .max_iter = o->max_iter,
                            .early_exaggeration = o->early_exaggeration,
                            .exaggeration_iter = o->exaggeration_iter,
                            .learning_rate = o->learning_rate,
-                           .seed = (uint64_t)o->seed,
-                           .checkpoint = l->job->checkpoint,
-                           .key = key};
-    TsneResult result;
-    tsne(&result, l->arena, &input, start, &options);
-    write_tsne(l, &result, positions, shard.total, reduce ? o->pre_pca : 0);
+                           .checkpoint = l->job->checkpoint};
+    tsne(results, l->arena, &input, maps, map_count, &options);
+    write_tsne(l, results, positions, shard.total, reduce ? o->pre_pca : 0);
+    if (map_count > 1)
+        stability(l->job, &input, l->layer, keep, maps, results, map_count);
     if (input.rows != l->x->rows)
         matrix_free(&input);
-    trust_maps(l, p, result.map, keep, shard);
+    trust_maps(l, p, results->map, keep, shard);
 }
 
 /* The first components and the t-SNE map (shard.total, axes), NULL where there is none, against the layer itself. */
@@ -231,6 +303,11 @@ static void trust_maps(const Layer *l, const Pca *p, const float *map, const int
         matrix_free(&maps[count].points);
 }
 
+bool embed_writes_features(const Options *o, const Node *node, bool is_logits, int width) {
+    const bool mapped_as_it_is = o->tsne > 0 && !(o->pre_pca > 0 && width > o->pre_pca);
+    return !is_logits && ((node && !shape_is_spatial(node->shape)) || mapped_as_it_is);
+}
+
 int embed_components(const Options *o, int width) {
     int components = o->pca;
     if (o->tsne > components && strcmp(o->init, "pca") == 0)
@@ -251,7 +328,8 @@ void embed(Job *job, const Matrix *features, int node) {
         snprintf(l.layer, sizeof l.layer, "input");
     else
         output_layer_name(l.layer, sizeof l.layer, features->name);
-    if (l.node && !l.is_logits && !shape_is_spatial(l.node->shape))
+    const bool reduced = o->tsne > 0 && o->pre_pca > 0 && features->width > o->pre_pca;
+    if (embed_writes_features(o, l.node, l.is_logits, features->width))
         write_features(&l);
 
     const int components = embed_components(o, features->width);
@@ -265,6 +343,8 @@ void embed(Job *job, const Matrix *features, int node) {
     }
     if (o->pca > 0)
         write_pca(&l, &p, o->pca);
+    if (reduced)
+        write_points_of_map(&l, &p, o->pre_pca);
     if (o->tsne > 0)
         map_layer(&l, &p);
     else

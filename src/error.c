@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MESSAGE_BYTES = 4096, UNFINISHED_BYTES = 4096, WAIT_MS_PER_RANK = 40, WAIT_MS_MAX = 1000 };
+enum { MESSAGE_BYTES = 4096, UNFINISHED_BYTES = 4096, WAIT_MS_PER_RANK = 40, WAIT_MS_MAX = 1000, OTHERS_WORD_S = 2 };
 
 static _Thread_local jmp_buf jump;
 static _Thread_local bool armed;
@@ -19,6 +19,7 @@ static _Thread_local char pending[MESSAGE_BYTES];
 static _Thread_local int pending_status;
 
 static void (*end_job)(int status) = exit;
+static bool (*first_to_speak)(void);
 static int rank_number;
 static char stage[160] = "opening the input";
 static char unfinished[UNFINISHED_BYTES], mark[UNFINISHED_BYTES];
@@ -37,7 +38,10 @@ static _Noreturn void fail(int status, const char *format, va_list args) {
     error_mark();
     int ms = rank_number * WAIT_MS_PER_RANK < WAIT_MS_MAX ? rank_number * WAIT_MS_PER_RANK : WAIT_MS_MAX;
     nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
-    error_print(message);
+    if (!first_to_speak || first_to_speak())
+        error_print(message);
+    else /* who has spoken is about to end the job */
+        nanosleep(&(struct timespec){.tv_sec = OTHERS_WORD_S}, NULL);
     end_job(status);
     _Exit(status);
 }
@@ -89,6 +93,10 @@ void error_set_end(void (*end)(int status), int rank) {
     end_job = end;
     rank_number = rank;
     signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit fails with EFBIG, and says so */
+}
+
+void error_set_first_to_speak(bool (*first)(void)) {
+    first_to_speak = first;
 }
 
 void error_set_stage(const char *name) {

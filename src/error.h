@@ -41,6 +41,10 @@ void error_print(const char *message);
 /* comm.c sets how a job is ended from one rank (MPI_Abort) and this rank's number; before that, exit() is used. */
 void error_set_end(void (*end)(int status), int rank);
 
+/* first: true for the first call among the ranks of this node and their threads, who alone then prints why the job ends,
+ * even where many find it at once and ending takes its time. */
+void error_set_first_to_speak(bool (*first)(void));
+
 /* What the run is doing, for messages. Copied. */
 void error_set_stage(const char *stage);
 const char *error_stage(void);

@@ -46,10 +46,12 @@ static Matrix even_part(Arena *arena, const Matrix *x, double most, int width);
 static double points_that_fit(int64_t points);
 static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x);
 static void try_trust(Forecast *f, LayerTrial *l, const Matrix *x, const Matrix *scores);
-static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points);
+static void take_pairs(const Forecast *f, LayerTrial *l, const TsneResult *trials, double share);
 static void random_points(Matrix *points, Arena *arena, int64_t count, int width);
-static void run_tsne(TsneResult *result, LayerTrial *l, const Forecast *f, const Matrix *points, double perplexity);
+static void run_tsne(TsneResult *results, LayerTrial *l, const Forecast *f, const Matrix *points,
+                     const Perplexity *perplexity);
 static double seconds_of(const char *stage);
+static double seconds_of_all(const char *stage);
 static double slowest(double seconds);
 static void try_writing(Forecast *f);
 
@@ -106,12 +108,12 @@ static void plan_network(Forecast *f, Arena *arena) {
     const int64_t before = arena_process_bytes(false);
     pass_plan(f->network.first);
     f->network_bytes = fmax((double)(arena_process_bytes(false) - before), 0);
-    f->lane_bytes = (double)f->network.first->lanes * (double)graph_lane_bytes(f->network.first->plan);
+    f->lane_bytes = (double)f->network.first->lanes * (double)pass_lane_bytes(f->network.first);
     graph_plan_free(f->network.first->plan);
     if (f->network.second) {
         pass_plan(f->network.second);
         f->lane_bytes =
-            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)graph_lane_bytes(f->network.second->plan));
+            fmax(f->lane_bytes, (double)f->network.second->lanes * (double)pass_lane_bytes(f->network.second));
         graph_plan_free(f->network.second->plan);
     }
 }
@@ -200,7 +202,7 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
     snprintf(l->key, sizeof l->key, "input");
     if (layer)
         output_layer_name(l->key, sizeof l->key, x->name);
-    l->writes_features = layer && node != job->model->graph->logits && !shape_is_spatial(layer->shape);
+    l->writes_features = embed_writes_features(o, layer, layer && node == job->model->graph->logits, x->width);
     Pca p = {0};
     Matrix tried = *x;
     if (l->components > 0) {
@@ -214,7 +216,12 @@ static void try_layer(Forecast *f, LayerTrial *l, const Matrix *x, int node) {
     if (o->tsne > 0) {
         const bool reduced = o->pre_pca > 0 && x->width > o->pre_pca;
         l->map_width = reduced ? o->pre_pca : x->width;
-        f->result_bytes += total * o->tsne * 4 + 8 + o->max_iter / 50 * 12;
+        const int maps = o->perplexity_count * o->runs;
+        if (reduced)
+            f->result_bytes += total * o->pre_pca * 4 + (double)x->width * (o->pre_pca + 1) * 8;
+        f->result_bytes += total * (o->tsne + 2) * 4 + 8 + o->max_iter / 50 * 12;
+        if (maps > 1)
+            f->result_bytes += total * (maps * o->tsne + 1 + (o->neighbors > 0)) * 4 + maps * 24 + 16;
         try_tsne(f, l, reduced ? &p.scores : &tried);
     }
     if (o->neighbors > 0 && (o->pca > 0 || o->tsne > 0))
@@ -278,20 +285,28 @@ static void try_tsne(Forecast *f, LayerTrial *l, const Matrix *x) {
     Matrix points = even_part(arena, x, most, l->map_width);
     const int64_t n = points.shard.total;
     const double share = fmin((double)n / (double)f->mapped, 1);
-    TsneResult result = {0};
+    const Options *o = f->job->options;
+    TsneResult results[PERPLEXITIES_MAX] = {{0}};
+    Perplexity perplexity[PERPLEXITIES_MAX];
+    memcpy(perplexity, o->perplexity, sizeof perplexity);
     if (n >= JUDGES_LEAST || n == f->mapped) {
-        const double perplexity = fmax(f->job->options->perplexity * share, PERPLEXITY_LEAST);
-        run_tsne(&result, l, f, &points, share < 1 ? fmin(perplexity, (double)n / 3) : f->job->options->perplexity);
+        for (int i = 0; i < o->perplexity_count && share < 1; i++)
+            for (int k = 0; k < perplexity[i].count; k++)
+                perplexity[i].value[k] = fmin(fmax(perplexity[i].value[k] * share, PERPLEXITY_LEAST), (double)n / 3);
+        run_tsne(results, l, f, &points, perplexity);
         l->judged_by = n;
     }
-    take_pairs(l, &result, share, f->mapped);
+    take_pairs(f, l, results, share);
     if (n < POINTS_ENOUGH && n < f->mapped) {
         dev_free(points.rows);
         random_points(&points, arena, f->mapped < RANDOM_POINTS ? f->mapped : RANDOM_POINTS, l->map_width);
-        run_tsne(&result, l, f, &points, fmin(30, (double)points.shard.total / 3));
+        for (int i = 0; i < o->perplexity_count; i++)
+            for (int k = 0; k < perplexity[i].count; k++)
+                perplexity[i].value[k] = fmin(30, (double)points.shard.total / 3);
+        run_tsne(results, l, f, &points, perplexity);
     }
     l->points = points.shard.total;
-    l->trial_cells = (double)result.affinities.cells;
+    l->trial_cells = (double)results[o->perplexity_count - 1].affinities.cells;
     matrix_free(&points);
     arena_free(arena);
 }
@@ -324,16 +339,22 @@ static void try_trust(Forecast *f, LayerTrial *l, const Matrix *x, const Matrix 
     arena_free(arena);
 }
 
-/* The size of P of `points` points, by a trial of a share of them. */
-static void take_pairs(LayerTrial *l, const TsneResult *trial, double share, int64_t points) {
+/* The sizes of all P, by a trial of a share of the points. */
+static void take_pairs(const Forecast *f, LayerTrial *l, const TsneResult *trials, double share) {
+    const Options *o = f->job->options;
+    const int64_t points = f->mapped;
     const double all_values = (double)points * (double)(points - 1) / 2;
     const double blocks = ceil((double)points / TSNE_BLOCK), all_cells = blocks * (blocks + 1) / 2;
-    l->values = all_values;
-    l->cells = all_cells;
-    if (l->judged_by == 0)
-        return;
-    l->values = fmin((double)trial->affinities.values / share / share, all_values);
-    l->cells = fmin((double)trial->affinities.cells / share / share, all_cells);
+    for (int i = 0; i < o->perplexity_count; i++) {
+        double values = all_values, cells = all_cells;
+        if (l->judged_by > 0) {
+            values = fmin((double)trials[i].affinities.values / share / share, all_values);
+            cells = fmin((double)trials[i].affinities.cells / share / share, all_cells);
+        }
+        l->values = fmax(l->values, values);
+        l->cells = fmax(l->cells, cells);
+        l->cells_of_maps += cells * o->runs;
+    }
 }
 
 static void random_points(Matrix *points, Arena *arena, int64_t count, int width) {
@@ -350,22 +371,30 @@ static void random_points(Matrix *points, Arena *arena, int64_t count, int width
     dev_upload(points->rows, rows, (size_t)numbers * sizeof(float));
 }
 
-static void run_tsne(TsneResult *result, LayerTrial *l, const Forecast *f, const Matrix *points, double perplexity) {
-    const int axes = f->job->options->tsne;
+/* A map of each perplexity. */
+static void run_tsne(TsneResult *results, LayerTrial *l, const Forecast *f, const Matrix *points,
+                     const Perplexity *perplexity) {
+    const int axes = f->job->options->tsne, count = f->job->options->perplexity_count;
+    TsneMap maps[PERPLEXITIES_MAX];
     Arena *arena = arena_new();
     float *start = ARENA_ARRAY(arena, float, points->shard.total *axes, "t-SNE start");
     for (int64_t i = 0; i < points->shard.total * axes; i++)
         start[i] = (float)(i * 7919 % 10007) / 10007;
-    TsneOptions options = {
-        .axes = axes, .perplexity = fmax(perplexity, 1), .max_iter = ITERATIONS, .early_exaggeration = 12};
+    for (int i = 0; i < count; i++)
+        maps[i] = (TsneMap){i, start, "tsne trial"};
+    TsneOptions options = {.axes = axes,
+                           .perplexity_count = count,
+                           .perplexity = perplexity,
+                           .max_iter = ITERATIONS,
+                           .early_exaggeration = 12};
     Matrix named = *points;
     named.name = "trial";
     progress_forget();
     const double since = progress_now();
-    tsne(result, arena, &named, start, &options);
+    tsne(results, arena, &named, maps, count, &options);
     const double all = slowest(progress_now() - since), loops = ITERATIONS + 1; /* and the final forces */
-    l->affinity_seconds = seconds_of("affinities trial");
-    l->gather_seconds = fmax(all - l->affinity_seconds - seconds_of("tsne trial"), 0);
+    l->affinity_seconds = seconds_of_all("affinities trial");
+    l->gather_seconds = fmax(all - l->affinity_seconds - seconds_of_all("tsne trial"), 0);
     l->repulsion_seconds = seconds_of("tsne trial repulsion") / loops;
     l->attraction_seconds = seconds_of("tsne trial attraction") / loops;
     l->update_seconds = seconds_of("tsne trial update") / loops;
@@ -386,6 +415,15 @@ static double seconds_of(const char *stage) {
     for (int i = 0; i < progress_stages(); i++)
         if (strcmp(progress_stage(i, &one), stage) == 0)
             seconds = one;
+    return slowest(seconds);
+}
+
+/* Of all stages of that name. */
+static double seconds_of_all(const char *stage) {
+    double seconds = 0, one;
+    for (int i = 0; i < progress_stages(); i++)
+        if (strcmp(progress_stage(i, &one), stage) == 0)
+            seconds += one;
     return slowest(seconds);
 }
 

@@ -13,7 +13,8 @@ typedef struct {
     double pca_seconds, pca_row_seconds; /* pca_seconds + rows of the fullest rank * pca_row_seconds */
     int map_width;                       /* numbers of a point; 0: no t-SNE */
     int64_t judged_by;                   /* samples that tell the size of P; 0: it is taken to be full */
-    double cells, values;                /* of the whole P, estimated */
+    double cells, values;                /* of the whole P, of the largest one, estimated */
+    double cells_of_maps;                /* of the P of each map, added up */
     int64_t points;
     double trial_cells;
     double gather_seconds, affinity_seconds;                                    /* of the trial */

@@ -163,9 +163,12 @@ static void fill_tsne(Sheet *sheet, const Forecast *f, int layer, int rank, int 
     const double mapped = (double)f->mapped, own_points = ceil(mapped / ranks);
     const bool copied = l->map_width < l->width || f->mapped < f->job->shard.total;
     const double points = copied ? own_points * l->map_width * sizeof(float) : 0;
-    const double start = mapped * (sizeof(int64_t) + 2 * o->tsne * sizeof(float)); /* positions, start, map */
+    const int maps = o->perplexity_count * o->runs;
+    const double start = /* positions, starts; of each map the map and two numbers of each sample */
+        mapped * (sizeof(int64_t) + (o->runs * o->tsne + maps * (o->tsne + 2)) * sizeof(float));
+    const TsneOptions options = {.axes = o->tsne, .perplexity_count = o->perplexity_count, .perplexity = o->perplexity};
     const TsneShape shape = tsne_shape(f->mapped, l->map_width, o->tsne, rank, ranks);
-    const TsneBytes t = tsne_needs(&shape, share_of(l, ranks));
+    const TsneBytes t = tsne_needs(&shape, &options, share_of(l, ranks));
     add(sheet, start + t.order + t.gathering, "host_bytes_tsne_points_%s", l->key);
     add(sheet, points + t.making, "device_bytes_tsne_search_%s", l->key);
     add(sheet, t.affinities, "device_bytes_tsne_affinities_%s", l->key);
@@ -175,6 +178,10 @@ static void fill_tsne(Sheet *sheet, const Forecast *f, int layer, int rank, int 
     stage_needs(sheet, "gathering", l->key, host + t.gathering, device);
     stage_needs(sheet, "affinities", l->key, host, device + t.affinities + t.making);
     stage_needs(sheet, "tsne", l->key, host, device + t.affinities + t.descent);
+    *own += rows * (o->tsne + 2) * sizeof(float); /* as they are written */
+    if (maps > 1)
+        stage_needs(sheet, "stability", l->key,
+                    *own + stability_bytes((int64_t)own_points, f->mapped, o->tsne, maps, o->neighbors), device);
 }
 
 static void add(Sheet *sheet, double value, const char *format, ...) {
@@ -278,12 +285,15 @@ static double print_layer_seconds(const Forecast *f, const LayerTrial *l, int ra
         total += put_seconds(l->trust_seconds * judged * judged * work, "trust_%s", l->key);
     if (l->map_width == 0)
         return total;
+    if (o->perplexity_count * o->runs > 1 && l->judged > 0) /* each of its maps: about one of ten passes of trust */
+        total += put_seconds(o->perplexity_count * o->runs * 0.1 * l->trust_seconds * judged * judged * work,
+                             "stability_%s", l->key);
     const double points = (double)f->mapped / (double)l->points;
     const double tiles = (double)k_tsne_tiles(f->mapped) / (double)k_tsne_tiles(l->points);
-    const double iterations = o->max_iter + 1;
-    const double repulsion = iterations * l->repulsion_seconds * tiles * work;
-    const double attraction = iterations * l->attraction_seconds * l->cells / fmax(l->trial_cells, 1) * work;
-    const double update = iterations * (l->update_seconds * points * work + l->comm_seconds * points);
+    const double iterations = o->max_iter + 1, maps = o->perplexity_count * o->runs;
+    const double repulsion = maps * iterations * l->repulsion_seconds * tiles * work;
+    const double attraction = iterations * l->attraction_seconds * l->cells_of_maps / fmax(l->trial_cells, 1) * work;
+    const double update = maps * iterations * (l->update_seconds * points * work + l->comm_seconds * points);
     total += l->gather_seconds * points;
     total += put_seconds(l->affinity_seconds * points * points * work, "affinities_%s", l->key);
     put_seconds(repulsion, "tsne_%s_repulsion", l->key);

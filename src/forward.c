@@ -14,22 +14,34 @@ static const int64_t KEEP_ALL_BYTES = (int64_t)2 << 30;
 
 /* ---- What a pass is asked for --------------------------------------------------------------------------------- */
 
-static void want_maps(Pass *pass, const Method *methods, int count, const char *samples) {
+static void want_maps(Pass *pass, Attribution *attribution, const char *samples) {
     Job *job = pass->job;
     const PixelTransform *t = &job->transform;
     size_t pixel = dtype_bytes(t->dtype == DT_F16 ? DT_F32 : t->dtype);
     int64_t length = pass->shard.total;
-    pass->methods = methods;
-    pass->method_count = count;
+    pass->attribution = attribution;
     OutputVar image = job_image_var(job, samples, length);
     pass->image = pass_stream(pass, &image, (size_t)t->channels * t->height * t->width * pixel, 0, length);
-    for (int m = 0; m < count; m++) {
-        int variables[3];
-        attribution_declare(variables, job, &methods[m], samples, length);
-        attribution_wants(&methods[m], pass->want_value, pass->want_gradient);
-        for (int i = 0; i < 3; i++) {
-            size_t cells = i == 0 ? (size_t)shape_height(methods[m].layer) * shape_width(methods[m].layer) : 1;
-            pass->maps[m][i] = pass_stream(pass, NULL, cells * sizeof(float), 0, length);
+    for (int end = 0; end < 2; end++) {
+        const int var = attribution_declare_target(attribution, end == 1, samples, length);
+        if (var >= 0) {
+            pass->targets[end] = pass_stream(pass, NULL, sizeof(int32_t), 0, length);
+            pass->targets[end]->var = var;
+        }
+    }
+    const int agreement = attribution_declare_agreement(attribution, samples, length);
+    if (agreement >= 0) {
+        const size_t pairs = (size_t)attribution->count * (size_t)attribution->count;
+        pass->agreement = pass_stream(pass, NULL, pairs * sizeof(float), 0, length);
+        pass->agreement->var = agreement;
+    }
+    for (int m = 0; m < attribution->count; m++) {
+        const Method *method = &attribution->methods[m];
+        int variables[METHOD_PARTS];
+        attribution_declare(variables, attribution, method, samples, length);
+        attribution_wants(method, pass->want_value, pass->want_gradient);
+        for (int i = 0; i < method->parts; i++) {
+            pass->maps[m][i] = pass_stream(pass, NULL, method->bytes[i], 0, length);
             pass->maps[m][i]->var = variables[i];
         }
     }
@@ -215,14 +227,13 @@ static void write_filters(Job *job) {
 }
 
 /* --keep-maps, or what its default comes to; one line says so where not all are kept. */
-static const char *maps_kept(const Job *job, const Method *methods, int count) {
+static const char *maps_kept(const Job *job, const Attribution *attribution) {
     const PixelTransform *t = &job->transform;
     if (job->options->keep_maps)
         return job->options->keep_maps;
     int64_t largest = (int64_t)t->channels * t->height * t->width * (int64_t)dtype_bytes(t->dtype);
-    for (int m = 0; m < count; m++) {
-        int64_t bytes =
-            (int64_t)shape_height(methods[m].layer) * shape_width(methods[m].layer) * (int64_t)sizeof(float);
+    for (int m = 0; m < attribution->count; m++) {
+        const int64_t bytes = (int64_t)attribution->methods[m].bytes[0];
         largest = bytes > largest ? bytes : largest;
     }
     if (job->shard.total < KEEP_ALL_BYTES / largest)
@@ -233,28 +244,25 @@ static const char *maps_kept(const Job *job, const Method *methods, int count) {
 }
 
 /* What the first pass is asked for. Every rank comes to the same; nothing is computed yet. */
-static Pass *first_pass(Arena *arena, Job *job, Layers *layers, const Method **methods, int *method_count,
-                        const char **kept) {
-    Method *found;
-    *method_count = attribution_methods(&found, job);
-    *methods = found;
+static Pass *first_pass(Arena *arena, Job *job, Layers *layers, Attribution **attribution, const char **kept) {
+    *attribution = attribution_new(arena, job);
     *layers = layers_of(job);
-    *kept = maps_kept(job, found, *method_count);
+    *kept = maps_kept(job, *attribution);
     output_text(job->output, OUTPUT_GLOBAL, "maps_kept", *kept);
     Pass *pass = pass_new(arena, job, job->shard, NULL);
     want_values(pass, layers);
     want_feature_maps(pass);
     if (strcmp(*kept, "all") == 0)
-        want_maps(pass, found, *method_count, "sample");
+        want_maps(pass, *attribution, "sample");
     write_filters(job);
     return pass;
 }
 
 /* The second pass, over the samples that keep their maps. */
-static void chosen_pass(Arena *arena, Job *job, const float *logits, const Method *methods, int method_count) {
+static void chosen_pass(Arena *arena, Job *job, const float *logits, Attribution *attribution) {
     const Graph *graph = job->model->graph;
     int64_t count, first = 0, mine = 0;
-    int64_t *samples = attribution_choose(&count, job, logits, (int)shape_size(graph->nodes[graph->logits].shape));
+    int64_t *samples = chosen_samples(&count, job, logits, (int)shape_size(graph->nodes[graph->logits].shape));
     for (int64_t i = 0; i < count; i++) {
         first += samples[i] < job->shard.first;
         mine += samples[i] >= job->shard.first && samples[i] < job->shard.first + job->shard.count;
@@ -268,21 +276,20 @@ static void chosen_pass(Arena *arena, Job *job, const float *logits, const Metho
         &(OutputVar){
             "map_sample", DT_I64, 1, {"map_sample"}, {count}, "position of the sample in the input file", NULL, NULL});
     output_whole(job->output, id, positions);
-    want_maps(pass, methods, method_count, "map_sample");
+    want_maps(pass, attribution, "map_sample");
     pass_run(pass, "attribution", NULL);
 }
 
 ForwardPlan forward_plan(Arena *arena, Job *job) {
     static ForwardPlan plan; /* static: it keeps its values over error_caught() */
-    static const Method *methods;
-    static int count;
+    static Attribution *attribution;
     plan = (ForwardPlan){.kept = NULL};
     if (!error_caught()) {
-        plan.first = first_pass(arena, job, &plan.layers, &methods, &count, &plan.kept);
+        plan.first = first_pass(arena, job, &plan.layers, &attribution, &plan.kept);
         if (strcmp(plan.kept, "chosen") == 0) {
-            const int64_t most = attribution_most_chosen(job);
+            const int64_t most = chosen_most(job);
             plan.second = pass_new(arena, job, (Shard){.total = most, .count = most}, NULL);
-            want_maps(plan.second, methods, count, "map_sample");
+            want_maps(plan.second, attribution, "map_sample");
         }
     }
     comm_all_ok();
@@ -293,13 +300,12 @@ Layers forward(Job *job) {
     static struct { /* static: it keeps its values over error_caught() */
         Layers layers;
         Pass *pass;
-        const Method *methods;
-        int method_count;
+        Attribution *attribution;
         const char *kept;
     } plan;
     Arena *arena = arena_new();
     if (!error_caught()) {
-        plan.pass = first_pass(arena, job, &plan.layers, &plan.methods, &plan.method_count, &plan.kept);
+        plan.pass = first_pass(arena, job, &plan.layers, &plan.attribution, &plan.kept);
         allocate_layers(job, &plan.layers);
     }
     comm_all_ok();
@@ -310,7 +316,7 @@ Layers forward(Job *job) {
     pass_run(plan.pass, "forward", logits);
     predictions(job, logits, (int)(row_bytes / sizeof *logits));
     if (chosen)
-        chosen_pass(arena, job, logits, plan.methods, plan.method_count);
+        chosen_pass(arena, job, logits, plan.attribution);
     arena_free(arena);
     return plan.layers;
 }

@@ -209,6 +209,8 @@ void graph_forward(const Plan *plan, Lane *lane);
 void graph_forward_without(const Plan *plan, Lane *lane, const bool *unread);
 /* seed: device, plain (B, K), NULL when nothing needs a gradient. Valid after graph_forward of the same batch. */
 void graph_backward(const Plan *plan, Lane *lane, const float *seed);
+/* The same, but no relu passes a gradient below 0 (guided backpropagation, Springenberg et al. 2015). */
+void graph_backward_guided(const Plan *plan, Lane *lane, const float *seed);
 
 /* Device pointers to plain (B, ...), C order, valid until the lane's next graph_forward; only of what was wanted.
  * Values may be asked for after graph_forward, gradients after graph_backward. */

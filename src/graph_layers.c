@@ -195,7 +195,8 @@ static void affine_forward(const Step *step, Lane *lane, const ForwardArgs *a) {
 }
 
 static void affine_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_affine_backward(lane, step->kernel, a->din[0], a->dout, step->node->op == OP_RELU ? a->out : NULL);
+    k_affine_backward(lane, step->kernel, a->din[0], a->dout, step->node->op == OP_RELU ? a->out : NULL,
+                      a->guided);
 }
 
 /* ---- Global pooling --------------------------------------------------------------------------------------------- */

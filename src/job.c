@@ -22,9 +22,11 @@ static void choose_samples(Job *job, int64_t in_file, const char *spec) {
     job->from = o->samples_from;
     job->shard = shard_of(to - job->from, o->batch, comm_rank(), comm_size());
     int64_t mapped = o->tsne_samples >= 0 && o->tsne_samples < job->shard.total ? o->tsne_samples : job->shard.total;
-    if (o->tsne > 0 && o->perplexity >= (double)mapped)
-        die_usage("--perplexity %g: must be less than the number of samples, %lld (or give --tsne 0)", o->perplexity,
-                  (long long)mapped);
+    for (int p = 0; o->tsne > 0 && p < o->perplexity_count; p++)
+        for (int k = 0; k < o->perplexity[p].count; k++)
+            if (o->perplexity[p].value[k] >= (double)mapped)
+                die_usage("--perplexity %g: must be less than the number of samples, %lld (or give --tsne 0)",
+                          o->perplexity[p].value[k], (long long)mapped);
 }
 
 static void transform_constants(Job *job, const List *list, const char *option, double *values, int channels) {
@@ -61,7 +63,7 @@ static void describe_images(Job *job) {
     t->channels = (int)size[0];
     t->height = (int)size[1];
     t->width = (int)size[2];
-    if (job->options->command != COMMAND_RUN)
+    if (!o->model)
         return;
     bool is_float = t->dtype == DT_F16 || t->dtype == DT_F32 || t->dtype == DT_F64;
     if (o->scale == 0 && t->dtype != DT_U8 && !is_float)
@@ -114,7 +116,7 @@ static void open_data(Job *job) {
         job->images = dataset_open(job->arena, o->images);
     if (o->input)
         job->input = dataset_open(job->arena, o->input);
-    if (o->map)
+    if (o->command == COMMAND_AUDIT)
         job->map = dataset_open(job->arena, o->map);
     const Dataset *first = job->input ? job->input : job->images;
     if (job->input && job->input->rank < 2)
@@ -179,6 +181,13 @@ static void open_labels(Job *job) {
         job->predictions = read_categories(job, open_vector(job, o->predictions, in_file, data->spec), 0);
 }
 
+/* The file that --baseline names; NULL: none. */
+static const char *baseline_file(const Options *o) {
+    double value;
+    const bool word = !o->baseline || strcmp(o->baseline, "zero") == 0 || strcmp(o->baseline, "mean") == 0;
+    return word || parse_double(o->baseline, &value) ? NULL : o->baseline;
+}
+
 static void hash_inputs(Job *job) {
     const Options *o = job->options;
     const Dataset *largest = job->input ? job->input : job->images;
@@ -192,7 +201,7 @@ static void hash_inputs(Job *job) {
     if (o->input)
         dataset_sha256(job->input_sha256, job->input->path);
     if (o->map)
-        dataset_sha256(job->map_sha256, job->map->path);
+        dataset_sha256(job->map_sha256, job->map ? job->map->path : o->map);
     const struct {
         const char *spec;
         char *hex;
@@ -200,7 +209,10 @@ static void hash_inputs(Job *job) {
     } others[] = {
         {o->labels, job->labels_sha256, &job->labels_key},
         {o->predictions, job->predictions_sha256, NULL},
-        {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key}};
+        {o->category_names, job->category_names_sha256, NULL},
+        {o->sample_names, job->sample_names_sha256, NULL},
+        {strcmp(o->init, "pca") && strcmp(o->init, "random") ? o->init : NULL, job->init_sha256, &job->init_key},
+        {baseline_file(o), job->baseline_sha256, &job->baseline_key}};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (others[i].spec) {
             const char *path = dataset_path(job->arena, others[i].spec);
@@ -211,12 +223,17 @@ static void hash_inputs(Job *job) {
 }
 
 void job_open(Job *job, Options *options) {
-    *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = ""};
+    *job = (Job){.arena = arena_new(), .options = options, .step = 1, .labels_key = "", .init_key = "",
+                  .baseline_key = ""};
     if (!error_caught())
         open_data(job);
     comm_all_ok();
     if (options->model)
         open_model(job);
+    if (!error_caught() && options->command == COMMAND_PLACE)
+        job->places = place_maps(job->arena, &job->place_count, options, job->model,
+                                 job->input ? dataset_row_size(job->input) : 0);
+    comm_all_ok();
     if (!error_caught())
         open_labels(job);
     comm_all_ok();
@@ -229,6 +246,7 @@ void job_open(Job *job, Options *options) {
     comm_broadcast(job->labels_sha256, sizeof job->labels_sha256);
     comm_broadcast(job->predictions_sha256, sizeof job->predictions_sha256);
     comm_broadcast(job->init_sha256, sizeof job->init_sha256);
+    comm_broadcast(job->baseline_sha256, sizeof job->baseline_sha256);
     int64_t categories = job->categories;
     for (int64_t i = 0; categories == 0 && i < job->shard.count; i++) {
         if (job->labels && job->labels[i] >= job->categories)

@@ -7,15 +7,18 @@
 #include "model.h"
 #include "options.h"
 #include "output.h"
+#include "place_map.h"
 #include "shard.h"
 
 typedef struct {
     Arena *arena; /* of all below */
     Options *options;
-    Model *model;             /* NULL for `embed` and `audit` */
-    Dataset *images;          /* NULL when not given (`embed`) */
-    Dataset *input;           /* NULL but for `embed` and `audit` */
+    Model *model;             /* NULL without --model: `embed`, `audit`, and often `place` */
+    Dataset *images;          /* NULL when not given */
+    Dataset *input;           /* NULL with --model */
     Dataset *map;             /* NULL but for `audit` */
+    PlaceMap *places;         /* of `place`: the stored map of each layer of options->embed, in that order */
+    int place_count;
     PixelTransform transform; /* of the images */
     int64_t from;             /* file position of the job's sample 0 */
     int64_t step;             /* file positions from one sample to the next: 1, more in a plan's trial */
@@ -27,14 +30,20 @@ typedef struct {
     char **category_names; /* (categories) or NULL */
     char **sample_names;   /* of the whole file, or NULL */
     char images_sha256[65], labels_sha256[65], input_sha256[65], map_sha256[65], predictions_sha256[65],
-        init_sha256[65];               /* "" = none */
-    const char *labels_key, *init_key; /* what follows the file's name in these specs; rank 0's */
+        init_sha256[65], baseline_sha256[65]; /* "" = none */
+    const char *labels_key, *init_key, *baseline_key; /* what follows the file's name in these specs; rank 0's */
+    char category_names_sha256[65], sample_names_sha256[65]; /* rank 0's */
     Output *output;
     Checkpoint *checkpoint; /* NULL without --checkpoint */
 } Job;
 
 /* Collective. Opens model, images or matrix, labels and names; divides the samples over the ranks. */
 void job_open(Job *job, Options *options);
+
+/* Collective. With --checkpoint, without --overwrite: whether the result is there already, complete and of the same inputs
+ * and options: a job that is queued again after it was lost behind its last step ends well. Says so in one line, and removes
+ * what is left of the checkpoint. */
+bool job_is_done(Job *job);
 
 /* Collective. Creates the results file and writes what is known before any computing (job_put_samples): global
  * attributes, sample, names, labels. */

@@ -5,8 +5,12 @@
 #include <unistd.h>
 
 #include "comm.h"
+#include "error.h"
 #include "job.h"
 #include "progress.h"
+#include "sha256.h"
+
+#define CONFIGURATION "run_configuration"
 
 static void put_option(void *output, const char *name, const char *value) {
     output_text(output, OUTPUT_GLOBAL, name, value);
@@ -19,15 +23,18 @@ struct Lines {
 
 static void put_globals(Job *job) {
     Output *out = job->output;
+    const bool placing = job->options->command == COMMAND_PLACE;
     const struct {
         const char *name, *value;
     } texts[] = {
-        {"title", job->model ? "What a trained network computes for a test set"
+        {"title", placing      ? "New samples in a stored map"
+                  : job->model ? "What a trained network computes for a test set"
                   : job->map ? "How far a map can be trusted"
                              : "Maps of a feature matrix"},
         {"Conventions", "CF-1.11, ACDD-1.3"},
         {"summary",
-         job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
+         placing      ? "Places of samples in a t-SNE map of others, one row a sample"
+         : job->model ? "Logits, features, attribution maps, principal components and exact t-SNE maps, one row a sample"
          : job->map ? "Measures of a map against the features it was made of, one row a sample"
                     : "Principal components and exact t-SNE map, one row a sample"},
         {"source", "cnnscope " CNNSCOPE_VERSION},
@@ -38,7 +45,8 @@ static void put_globals(Job *job) {
         {"map_sha256", job->map_sha256},
         {"labels_sha256", job->labels_sha256},
         {"predictions_sha256", job->predictions_sha256},
-        {"init_sha256", job->init_sha256}};
+        {"init_sha256", job->init_sha256},
+        {"baseline_sha256", job->baseline_sha256}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (texts[i].value[0])
             output_text(out, OUTPUT_GLOBAL, texts[i].name, texts[i].value);
@@ -60,14 +68,17 @@ static const char *key_of(const Dataset *data) {
     return data ? data->spec + strlen(data->path) : "";
 }
 
-void job_open_checkpoint(Job *job) {
+/* Lines that tell runs apart whose results differ. */
+static struct Lines describe(Job *job) {
     struct Lines lines = {job->arena, ""};
-    char level[16];
-    snprintf(level, sizeof level, "%d", dev_isa());
+    const Command command = job->options->command;
     const struct {
         const char *name, *value;
     } texts[] = {{"version", CNNSCOPE_VERSION},
-                 {"command", job->model ? "run" : "embed"},
+                 {"command", command == COMMAND_RUN     ? "run"
+                             : command == COMMAND_EMBED ? "embed"
+                             : command == COMMAND_AUDIT ? "audit"
+                                                        : "place"},
                  {"model_sha256", job->model ? job->model->sha256 : ""},
                  {"images_sha256", job->images_sha256},
                  {"images_key", key_of(job->images)},
@@ -77,13 +88,57 @@ void job_open_checkpoint(Job *job) {
                  {"labels_key", job->labels_key},
                  {"init_sha256", job->init_sha256},
                  {"init_key", job->init_key},
-                 {"device", dev_core()},
-                 {"device_level", level}};
+                 {"baseline_sha256", job->baseline_sha256},
+                 {"baseline_key", job->baseline_key}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         put_line(&lines, texts[i].name, texts[i].value);
     options_describe(job->options, put_line, &lines);
+    return lines;
+}
+
+/* Of the checkpoint: work goes on on the same kind of device only, for the same bits. */
+static const char *identity_of(Job *job) {
+    struct Lines lines = describe(job);
+    char level[16];
+    snprintf(level, sizeof level, "%d", dev_isa());
+    put_line(&lines, "device", dev_core());
+    put_line(&lines, "device_level", level);
+    return lines.text;
+}
+
+/* Of the result: a hash of all that it was made of, on whatever device. Collective. */
+static void configuration_of(char hex[65], Job *job) {
+    struct Lines lines = describe(job);
+    put_line(&lines, "predictions_sha256", job->predictions_sha256);
+    put_line(&lines, "category_names_sha256", job->category_names_sha256);
+    put_line(&lines, "sample_names_sha256", job->sample_names_sha256);
+    put_line(&lines, "keep_neighbors", job->options->keep_neighbors ? "yes" : "no");
+    sha256_hex(hex, lines.text, strlen(lines.text));
+    comm_broadcast(hex, 65); /* rank 0 knows all of these */
+}
+
+void job_open_checkpoint(Job *job) {
     job->checkpoint =
-        checkpoint_open(job->arena, job->options->checkpoint, job->options->checkpoint_interval, lines.text);
+        checkpoint_open(job->arena, job->options->checkpoint, job->options->checkpoint_interval, identity_of(job));
+}
+
+bool job_is_done(Job *job) {
+    const Options *o = job->options;
+    char configuration[65];
+    int64_t done = 0;
+    if (!o->checkpoint || o->overwrite)
+        return false;
+    configuration_of(configuration, job);
+    if (comm_rank() == 0 && output_is_there(o->output, CONFIGURATION, configuration)) {
+        char line[512];
+        snprintf(line, sizeof line, "%.400s: complete already, of the same files and options; nothing to do",
+                 o->output);
+        error_print(line);
+        checkpoint_discard(job->arena, o->checkpoint, identity_of(job));
+        done = 1;
+    }
+    comm_broadcast(&done, sizeof done);
+    return done;
 }
 
 /* Fixed-width, zero-padded UTF-8; all names of the file share one width. */
@@ -224,7 +279,8 @@ void job_finish_output(Job *job) {
     const double since = progress_now();
     output_flush(out);
     progress_part("output close", progress_now() - since);
-    char date[32], text[4200], host[256] = "";
+    char date[32], text[4200], host[256] = "", configuration[65];
+    configuration_of(configuration, job);
     time_t now = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     gethostname(host, sizeof host - 1);
@@ -232,6 +288,7 @@ void job_finish_output(Job *job) {
     const struct {
         const char *name, *value;
     } texts[] = {{"history", text},
+                 {CONFIGURATION, configuration},
                  {"run_date", date},
                  {"run_command", o->command_line},
                  {"run_host", host},

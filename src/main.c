@@ -62,12 +62,16 @@ int main(int argc, char **argv) {
         forecast(&job);
         comm_end(0);
     }
+    if (job_is_done(&job))
+        comm_end(0);
     job_create_output(&job);
     job_open_checkpoint(&job);
-    Layers layers = options.command == COMMAND_RUN ? forward(&job) : matrix_read(&job);
+    Layers layers = job.model ? forward(&job) : matrix_read(&job);
     for (int i = 0; i < layers.count; i++) {
         if (options.command == COMMAND_AUDIT)
             audit(&job, &layers.features[i]);
+        else if (options.command == COMMAND_PLACE)
+            place(&job, &layers.features[i]);
         else
             embed(&job, &layers.features[i], layers.nodes[i]);
         matrix_free(&layers.features[i]);

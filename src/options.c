@@ -38,20 +38,22 @@ typedef struct {
 
 #define FIELD(name) offsetof(Options, name)
 #define BOTH (COMMAND_RUN | COMMAND_EMBED)
-#define ALL (BOTH | COMMAND_AUDIT)
+#define ALL (BOTH | COMMAND_AUDIT | COMMAND_PLACE)
+#define NETWORK (COMMAND_RUN | COMMAND_PLACE)
+#define MATRIX (COMMAND_EMBED | COMMAND_AUDIT | COMMAND_PLACE)
 
 static const Row table[] = {
-    {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, COMMAND_RUN | COMMAND_INSPECT, false, "FILE",
+    {"model", KIND_TEXT, FIELD(model), NULL, 0, 0, NETWORK | COMMAND_INSPECT, false, "FILE",
      "trained network: .onnx, or .pth/.pt/.safetensors weights of the notebook's CNN"},
-    {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH, false, "FILE",
+    {"images", KIND_TEXT, FIELD(images), NULL, 0, 0, BOTH | COMMAND_PLACE, false, "FILE",
      "IDX, IDX.gz, .npy, .npz:KEY or FILE.nc:VARIABLE; (N,H,W) or (N,C,H,W)"},
-    {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, COMMAND_EMBED | COMMAND_AUDIT, false, "FILE",
+    {"input", KIND_TEXT, FIELD(input), NULL, 0, 0, MATRIX, false, "FILE",
      "matrix (N,D) to embed: .npy, .npz:KEY, .pt:KEY or FILE.nc:VARIABLE"},
-    {"map", KIND_TEXT, FIELD(map), NULL, 0, 0, COMMAND_AUDIT, false, "FILE",
-     "of `audit`: the map (N,A) of the matrix, by whatever made it; the same formats"},
+    {"map", KIND_TEXT, FIELD(map), NULL, 0, 0, COMMAND_AUDIT | COMMAND_PLACE, false, "FILE",
+     "of `audit`: the map (N,A) of the matrix, by whatever made it; of `place`: a results file"},
     {"labels", KIND_TEXT, FIELD(labels), NULL, 0, 0, ALL, false, "FILE",
      "integers (N), the same formats or FILE.csv:COLUMN; -1 = no label"},
-    {"predictions", KIND_TEXT, FIELD(predictions), NULL, 0, 0, COMMAND_EMBED, false, "FILE",
+    {"predictions", KIND_TEXT, FIELD(predictions), NULL, 0, 0, COMMAND_EMBED | COMMAND_PLACE, false, "FILE",
      "predicted categories (N), formats as for --labels"},
     {"category-names", KIND_TEXT, FIELD(category_names), NULL, 0, 0, ALL, false, "FILE", "one name a line"},
     {"sample-names", KIND_TEXT, FIELD(sample_names), NULL, 0, 0, ALL, false, "FILE",
@@ -61,16 +63,16 @@ static const Row table[] = {
      "of `inspect`: the graph for Graphviz (dot -Tsvg FILE > graph.svg)"},
     {"overwrite", KIND_FLAG, FIELD(overwrite), NULL, 0, 0, ALL | COMMAND_INSPECT, false, NULL,
      "replace an existing file"},
-    {"layout", KIND_TEXT, FIELD(layout), "NCHW", 0, 0, BOTH, true, "NCHW|NHWC", "order of the images' dimensions"},
-    {"scale", KIND_DOUBLE, FIELD(scale), NULL, 0, HUGE_VAL, COMMAND_RUN, true, "S",
+    {"layout", KIND_TEXT, FIELD(layout), "NCHW", 0, 0, BOTH | COMMAND_PLACE, true, "NCHW|NHWC", "order of the images' dimensions"},
+    {"scale", KIND_DOUBLE, FIELD(scale), NULL, 0, HUGE_VAL, NETWORK, true, "S",
      "x = (pixel * S - mean) / std; default 1/255 for uint8, 1 for floats"},
-    {"mean", KIND_LIST, FIELD(mean), "0", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
-    {"std", KIND_LIST, FIELD(std), "1", 0, 0, COMMAND_RUN, true, "A[,B,C]", "per channel, or one for all"},
+    {"mean", KIND_LIST, FIELD(mean), "0", 0, 0, NETWORK, true, "A[,B,C]", "per channel, or one for all"},
+    {"std", KIND_LIST, FIELD(std), "1", 0, 0, NETWORK, true, "A[,B,C]", "per channel, or one for all"},
     {"samples", KIND_TEXT, FIELD(samples), "all", 0, 0, ALL, true, "N|A:B|all",
      "the first N, or file positions A to B (without B)"},
-    {"logits-node", KIND_TEXT, FIELD(logits_node), NULL, 0, 0, COMMAND_RUN, true, "NAME",
+    {"logits-node", KIND_TEXT, FIELD(logits_node), NULL, 0, 0, NETWORK, true, "NAME",
      "node of the .onnx file taken as the output; default: its own, before a final softmax"},
-    {"embed", KIND_LIST, FIELD(embed), "logits", 0, 0, COMMAND_RUN, true, "L[,L...]|all",
+    {"embed", KIND_LIST, FIELD(embed), "logits", 0, 0, NETWORK, true, "L[,L...]|all",
      "layers to map by PCA and t-SNE"},
     {"pca", KIND_INT, FIELD(pca), NULL, 0, 4096, BOTH, true, "K", "principal components kept; 0 = none; default 2"},
     {"tsne", KIND_INT, FIELD(tsne), NULL, 0, 3, BOTH, true, "2|3|0",
@@ -79,7 +81,10 @@ static const Row table[] = {
      "before t-SNE, PCA to K dimensions where a layer is wider; 0 = never"},
     {"tsne-samples", KIND_TEXT, FIELD(tsne_samples_text), "all", 0, 0, BOTH, true, "N|all",
      "t-SNE of a class-stratified subset"},
-    {"perplexity", KIND_DOUBLE, FIELD(perplexity), "30", 1, 1e9, BOTH, true, "P", "effective number of neighbours"},
+    {"perplexity", KIND_LIST, FIELD(perplexity_texts), "30", 0, 0, BOTH, true, "P[+Q...][,...]",
+     "effective number of neighbours; P,Q: a map of each; P+Q: one map of the mean of both"},
+    {"runs", KIND_INT, FIELD(runs), "1", 1, MAPS_MAX, BOTH, true, "M",
+     "maps of each perplexity: the first from --init, others from random starts, seeds S + 1, S + 2, ..."},
     {"schedule", KIND_TEXT, FIELD(schedule), "sklearn", 0, 0, BOTH, true, "sklearn|fast",
      "of t-SNE; fast: the same divergence in half the iterations"},
     {"max-iter", KIND_INT, FIELD(max_iter), "1000", 1, 1000000000, BOTH, true, "N",
@@ -98,7 +103,31 @@ static const Row table[] = {
     {"keep-neighbors", KIND_FLAG, FIELD(keep_neighbors), NULL, 0, 0, ALL, false, NULL,
      "who they are, and their distances, into the file"},
     {"attribution", KIND_LIST, FIELD(attribution), NULL, 0, 0, COMMAND_RUN, true, "M[:L][,...]",
-     "saliency (default), gradcam, gradcam:LAYER, none"},
+     "saliency (default), gradcam, gradcam:LAYER, integrated_gradients, ...: see Attribution below; none"},
+    {"target", KIND_TEXT, FIELD(target), "predicted", 0, 0, COMMAND_RUN, true, "T[:T]",
+     "whose logit that looks at: predicted, label, runner-up, a category's number; A:B: A's less B's"},
+    {"baseline", KIND_TEXT, FIELD(baseline), "zero", 0, 0, COMMAND_RUN, true, "zero|mean|V|FILE",
+     "image to compare with: zero input, mean image, all pixels V, or a file's"},
+    {"ig-steps", KIND_INT, FIELD(ig_steps), "50", 1, 10000, COMMAND_RUN, true, "N",
+     "points on the path of integrated gradients"},
+    {"ig-rule", KIND_TEXT, FIELD(ig_rule), "gausslegendre", 0, 0, COMMAND_RUN, true, "RULE",
+     "gausslegendre, riemann_left, riemann_middle or riemann_right"},
+    {"ig-tolerance", KIND_DOUBLE, FIELD(ig_tolerance), NULL, 1e-6, 1e9, COMMAND_RUN, true, "T",
+     "double the steps, up to 16 times, of samples whose sum misses the logit's difference by more"},
+    {"smoothgrad-draws", KIND_INT, FIELD(smoothgrad_draws), "25", 1, 100000, COMMAND_RUN, true, "N",
+     "noisy copies of each sample"},
+    {"smoothgrad-noise", KIND_DOUBLE, FIELD(smoothgrad_noise), "0.15", 0, 100, COMMAND_RUN, true, "F",
+     "its standard deviation, in units of the sample's range"},
+    {"occlusion-window", KIND_INT, FIELD(occlusion_window), NULL, 1, 65536, COMMAND_RUN, true, "N",
+     "rows and columns hidden at a time; default: a quarter of the shorter side"},
+    {"occlusion-stride", KIND_INT, FIELD(occlusion_stride), NULL, 1, 65536, COMMAND_RUN, true, "N",
+     "from one window to the next; default: half a window"},
+    {"cam-resolution", KIND_TEXT, FIELD(cam_resolution), "layer", 0, 0, COMMAND_RUN, true, "layer|image",
+     "of class activation maps; image: bilinear"},
+    {"evidence", KIND_LIST, FIELD(evidence), NULL, 0, 0, COMMAND_RUN, true, "E[,...]",
+     "for the maps of each sample: deletion, insertion, sparseness, agreement; default: none"},
+    {"evidence-steps", KIND_INT, FIELD(evidence_steps), "20", 1, 10000, COMMAND_RUN, true, "N",
+     "in which pixels are deleted and inserted"},
     {"feature-maps", KIND_LIST, FIELD(feature_maps), NULL, 0, 0, COMMAND_RUN, true, "L[:A:B][,...]",
      "of file positions A to B, else of the first sample; default: first convolution; none"},
     {"filters", KIND_LIST, FIELD(filters), NULL, 0, 0, COMMAND_RUN, true, "L[,...]",
@@ -118,7 +147,7 @@ static const Row table[] = {
      "seconds between the states of t-SNE kept there"},
     {"max-time", KIND_INT, FIELD(max_time), NULL, 1, 1000000000, BOTH, false, "S",
      "stop after S seconds, with the work in --checkpoint, and exit with status 99"},
-    {"watchdog", KIND_INT, FIELD(watchdog), "600", 0, 1000000000, BOTH, false, "S",
+    {"watchdog", KIND_INT, FIELD(watchdog), "600", 0, 1000000000, BOTH | COMMAND_PLACE, false, "S",
      "end a job that makes no progress for S seconds; 0 = never"},
     {"quiet", KIND_FLAG, FIELD(quiet), NULL, 0, 0, ALL, false, NULL, "no progress lines"},
 };
@@ -126,7 +155,7 @@ static const Row table[] = {
 /* Measured, with momentum and learning rate of src/tsne.c: see README. */
 enum { FAST_ITERATIONS = 500, FAST_EXAGGERATION_ITERATIONS = 60 };
 
-enum { ROWS = sizeof table / sizeof table[0] };
+enum { ROWS = sizeof table / sizeof table[0], FIRST_CODE = 256 };
 
 static const char usage[] =
     "cnnscope: what did this network learn? Logits, features, saliency, Grad-CAM, PCA and exact t-SNE of a whole test\n"
@@ -134,9 +163,22 @@ static const char usage[] =
     "  mpirun -n R cnnscope --model FILE --images FILE [--labels FILE] --output FILE.nc [options]\n"
     "  mpirun -n R cnnscope embed --input FILE --output FILE.nc [--labels FILE] [options]\n"
     "  mpirun -n R cnnscope audit --input FILE --map FILE --output FILE.nc [--labels FILE] [options]\n"
+    "  mpirun -n R cnnscope place --map FILE.nc --model FILE --images FILE | --input FILE  --output FILE.nc [options]\n"
     "  cnnscope inspect --model FILE [--dot FILE.dot]\n"
     "Under Slurm: srun --mpi=pmix in place of mpirun -n R.\n\n"
     "Options (e: of `embed` too; a: of `embed` and `audit` too; capitals: only of these):\n";
+
+/* Their names, in lines. */
+static void print_options_of(const char *title, Command command) {
+    const int width = 118;
+    int used = printf("%s", title);
+    for (int i = 0; i < ROWS; i++)
+        if (table[i].commands & (int)command) {
+            const bool full = used + 3 + (int)strlen(table[i].name) > width;
+            used = (full ? 0 : used) + printf("%s --%s", full ? "\n " : "", table[i].name) - full;
+        }
+    putchar('\n');
+}
 
 static void print_help(void) {
     fputs(usage, stdout);
@@ -152,6 +194,7 @@ static void print_help(void) {
         putchar('\n');
     }
     puts("    --help, --version");
+    print_options_of("Options of `place`:", COMMAND_PLACE);
 }
 
 void options_early(int argc, char **argv) {
@@ -258,9 +301,49 @@ static void need(const char *value, const char *option) {
         die_usage("--%s is missing; see cnnscope --help", option);
 }
 
+static void parse_perplexities(Options *o) {
+    const List *texts = &o->perplexity_texts;
+    int all = 0;
+    for (int i = 0; i < texts->count; i++) {
+        if (i == PERPLEXITIES_MAX)
+            die_usage("--perplexity: more than %d entries", PERPLEXITIES_MAX);
+        Perplexity *p = &o->perplexity[i];
+        *p = (Perplexity){.text = texts->items[i]};
+        char *rest = copy_or_die(strdup(texts->items[i]));
+        for (char *one; (one = strsep(&rest, "+")); p->count++, all++) {
+            if (all == PERPLEXITIES_MAX)
+                die_usage("--perplexity: more than %d perplexities", PERPLEXITIES_MAX);
+            if (!parse_double(one, &p->value[p->count]))
+                die_usage("--perplexity %s: not a number, or some of them with + between", texts->items[i]);
+            if (p->value[p->count] < 1 || p->value[p->count] > 1e9)
+                die_usage("--perplexity %s: expected 1 to 1e+09", texts->items[i]);
+        }
+        o->perplexity_count++;
+    }
+    if (o->perplexity_count * o->runs > MAPS_MAX)
+        die_usage("--runs %d: of %d perplexities that makes %d maps, at most %d are possible", o->runs,
+                  o->perplexity_count, o->perplexity_count * o->runs, MAPS_MAX);
+}
+
+/* Samples come through a network or as they are. */
+static void check_place(const Options *o) {
+    need(o->map, "map");
+    if (!o->model == !o->input)
+        die_usage("--%s: `place` takes either a network and images (--model, --images) or features (--input)",
+                  o->model ? "input" : "model");
+    if (o->model)
+        need(o->images, "images");
+    if (o->model && o->predictions)
+        die_usage("--predictions: the network's own are taken where there is a --model");
+    if (o->input && o->embed.count > 1 && o->embed_given)
+        die_usage("--embed: name the one layer whose features --input has");
+}
+
 static void check(Options *o) {
     if (o->command == COMMAND_RUN || o->command == COMMAND_INSPECT)
         need(o->model, "model");
+    if (o->command == COMMAND_PLACE)
+        check_place(o);
     if (o->command == COMMAND_RUN)
         need(o->images, "images");
     if (o->command == COMMAND_EMBED || o->command == COMMAND_AUDIT)
@@ -278,6 +361,11 @@ static void check(Options *o) {
     if (o->keep_maps && strcmp(o->keep_maps, "all") != 0 && strcmp(o->keep_maps, "chosen") != 0 &&
         strcmp(o->keep_maps, "none") != 0)
         die_usage("--keep-maps %s: expected all, chosen or none", o->keep_maps);
+    if (strcmp(o->ig_rule, "gausslegendre") != 0 && strcmp(o->ig_rule, "riemann_left") != 0 &&
+        strcmp(o->ig_rule, "riemann_middle") != 0 && strcmp(o->ig_rule, "riemann_right") != 0)
+        die_usage("--ig-rule %s: expected gausslegendre, riemann_left, riemann_middle or riemann_right", o->ig_rule);
+    if (strcmp(o->cam_resolution, "layer") != 0 && strcmp(o->cam_resolution, "image") != 0)
+        die_usage("--cam-resolution %s: expected layer or image", o->cam_resolution);
     if (o->tsne == 1)
         die_usage("--tsne 1: expected 2 or 3 dimensions, or 0 for none");
     if (strcmp(o->schedule, "sklearn") != 0 && strcmp(o->schedule, "fast") != 0)
@@ -285,6 +373,7 @@ static void check(Options *o) {
     if (strcmp(o->learning_rate_text, "auto") != 0 &&
         (!parse_double(o->learning_rate_text, &o->learning_rate) || o->learning_rate <= 0))
         die_usage("--learning-rate %s: expected a positive number, or auto", o->learning_rate_text);
+    parse_perplexities(o);
     parse_range("samples", o->samples, &o->samples_from, &o->samples_to);
     o->tsne_samples = -1;
     if (strcmp(o->tsne_samples_text, "all") != 0 &&
@@ -311,7 +400,7 @@ void options_parse(Options *options, int argc, char **argv) {
         int argument = table[i].kind == KIND_FLAG    ? no_argument
                        : table[i].kind == KIND_COUNT ? optional_argument
                                                      : required_argument;
-        names[i] = (struct option){table[i].name, argument, NULL, i + 1};
+        names[i] = (struct option){table[i].name, argument, NULL, FIRST_CODE + i}; /* no character of getopt's own */
         if (table[i].initial)
             set(options, &table[i], table[i].initial);
     }
@@ -325,8 +414,10 @@ void options_parse(Options *options, int argc, char **argv) {
             options->command = COMMAND_INSPECT;
         else if (strcmp(argv[1], "audit") == 0)
             options->command = COMMAND_AUDIT;
+        else if (strcmp(argv[1], "place") == 0)
+            options->command = COMMAND_PLACE;
         else
-            die_usage("%s: unknown command; expected embed, audit, inspect, or options (see cnnscope --help)", argv[1]);
+            die_usage("%s: unknown command; expected embed, audit, place, inspect, or options (see cnnscope --help)", argv[1]);
     }
     opterr = 0;
     optind = first;
@@ -336,18 +427,24 @@ void options_parse(Options *options, int argc, char **argv) {
             die_usage("%s: unknown option; see cnnscope --help", word);
         if (code == ':')
             die_usage("%s: its value is missing", word);
-        const Row *row = &table[code - 1];
+        const Row *row = &table[code - FIRST_CODE];
         if (!(row->commands & (int)options->command))
             die_usage("--%s: not an option of `cnnscope%s%s`; see cnnscope --help", row->name, first == 2 ? " " : "",
                       first == 2 ? argv[1] : "");
         set(options, row, row->kind == KIND_FLAG ? "" : optarg);
         options->pca_given |= row->field == FIELD(pca);
         options->tsne_given |= row->field == FIELD(tsne);
+        options->embed_given |= row->field == FIELD(embed);
         iterations_given |= row->field == FIELD(max_iter);
         exaggeration_given |= row->field == FIELD(exaggeration_iter);
     }
-    if (options->command == COMMAND_AUDIT)
-        options->pca = options->tsne = 0; /* it makes no maps */
+    if (options->command == COMMAND_AUDIT || options->command == COMMAND_PLACE)
+        options->pca = options->tsne = 0; /* they make no maps */
+    if (options->command == COMMAND_PLACE) {
+        static char *nothing[] = {"none"};
+        options->attribution = options->feature_maps = options->filters = (List){1, nothing};
+        options->keep_maps = "none";
+    }
     if (strcmp(options->schedule, "fast") == 0) {
         options->max_iter = iterations_given ? options->max_iter : FAST_ITERATIONS;
         options->exaggeration_iter = exaggeration_given ? options->exaggeration_iter : FAST_EXAGGERATION_ITERATIONS;

@@ -9,13 +9,21 @@
 
 enum { LIST_MAX = 64 }; /* entries of a comma-separated option */
 enum { PLAN_THESE_RANKS = -1 };
+enum { PERPLEXITIES_MAX = 16, MAPS_MAX = 64 }; /* of all t-SNE maps of a layer, those averaged for one map each; maps */
 
-typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4, COMMAND_AUDIT = 8 } Command;
+typedef enum { COMMAND_RUN = 1, COMMAND_EMBED = 2, COMMAND_INSPECT = 4, COMMAND_AUDIT = 8, COMMAND_PLACE = 16 } Command;
 
 typedef struct {
     int count;
     char **items;
 } List; /* of a comma-separated option */
+
+/* Of a t-SNE map. More than one: its P is the mean of theirs. */
+typedef struct {
+    int count;
+    double value[PERPLEXITIES_MAX];
+    const char *text; /* "30", "30+300" */
+} Perplexity;
 
 typedef struct {
     Command command;
@@ -31,12 +39,16 @@ typedef struct {
 
     const char *logits_node; /* NULL: the network's own output */
     List embed;
+    bool embed_given;
     int pca, tsne; /* dimensions; 0 = none. -1 (pca, not given): 2, and fewer where a layer is narrower */
     bool pca_given, tsne_given;
     int pre_pca; /* 0 = never */
     const char *tsne_samples_text;
     int64_t tsne_samples; /* -1: all */
-    double perplexity;
+    List perplexity_texts;
+    int perplexity_count; /* maps of a layer are made for each of these, `runs` from other starts */
+    Perplexity perplexity[PERPLEXITIES_MAX];
+    int runs;
     const char *schedule; /* "sklearn" or "fast" */
     int max_iter;         /* this and exaggeration_iter have defaults of the schedule */
     double early_exaggeration;
@@ -51,6 +63,17 @@ typedef struct {
     const char *dot; /* of `inspect`; NULL: not wanted */
 
     List attribution, feature_maps, filters; /* count 0: not given */
+    const char *target;                      /* "predicted" ..., or two, A:B */
+    const char *baseline;                    /* "zero", "mean", a number or a file */
+    int ig_steps;
+    const char *ig_rule;
+    double ig_tolerance; /* 0: none */
+    int smoothgrad_draws;
+    double smoothgrad_noise;
+    int occlusion_window, occlusion_stride; /* 0: by the images' size */
+    const char *cam_resolution;             /* "layer" or "image" */
+    List evidence;                          /* count 0: none */
+    int evidence_steps;
     const char *keep_maps;                   /* "all", "chosen", "none"; NULL: by size */
 
     int batch, threads; /* 0: chosen by the program */

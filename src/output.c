@@ -116,6 +116,14 @@
  *         logits_tsne:affinity_nonzeros = 13038790LL ;
  *         logits_tsne:schedule = "sklearn" ;
  *         logits_tsne:init = "pca" ;
+ *     float logits_tsne_kl_sample(sample) ;
+ *         logits_tsne_kl_sample:long_name = "what each sample has of the divergence of the t-SNE map of logits" ;
+ *         logits_tsne_kl_sample:coordinates = "label prediction" ;
+ *         logits_tsne_kl_sample:comment = "they add up to that of the map" ;
+ *     float logits_sigma(sample) ;
+ *         logits_sigma:long_name = "standard deviation of each sample\'s Gaussian in what t-SNE maps of logits" ;
+ *         logits_sigma:coordinates = "label prediction" ;
+ *         logits_sigma:perplexity = 30. ;
  *     double logits_tsne_kl ;
  *         logits_tsne_kl:long_name = "Kullback-Leibler divergence of the t-SNE map of logits" ;
  *     int logits_tsne_check(logits_tsne_check) ;
@@ -245,6 +253,7 @@
  *         :option_pre_pca = "50" ;
  *         :option_tsne_samples = "all" ;
  *         :option_perplexity = "30" ;
+ *         :option_runs = "1" ;
  *         :option_schedule = "sklearn" ;
  *         :option_max_iter = "1000" ;
  *         :option_early_exaggeration = "12" ;
@@ -254,6 +263,18 @@
  *         :option_seed = "0" ;
  *         :option_neighbors = "15" ;
  *         :option_attribution = "saliency,gradcam:conv2" ;
+ *         :option_target = "predicted" ;
+ *         :option_baseline = "zero" ;
+ *         :option_ig_steps = "50" ;
+ *         :option_ig_rule = "gausslegendre" ;
+ *         :option_ig_tolerance = "0" ;
+ *         :option_smoothgrad_draws = "25" ;
+ *         :option_smoothgrad_noise = "0.14999999999999999" ;
+ *         :option_occlusion_window = "0" ;
+ *         :option_occlusion_stride = "0" ;
+ *         :option_cam_resolution = "layer" ;
+ *         :option_evidence = "default" ;
+ *         :option_evidence_steps = "20" ;
  *         :option_feature_maps = "default" ;
  *         :option_filters = "default" ;
  *         :option_keep_maps = "default" ;
@@ -269,6 +290,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "comm.h"
 #include "dataset.h"
@@ -302,12 +324,31 @@ Output *output_create(const char *path, bool overwrite, int compress) {
     Output *output = calloc(1, sizeof *output);
     if (!output)
         die("out of memory");
+    error_set_stage("creating the output");
     partial_take(&output->partial, path, overwrite);
     output->compress = compress;
     check(output,
           nc_create_par(output->partial.name, NC_NETCDF4 | NC_CLOBBER, MPI_COMM_WORLD, MPI_INFO_NULL, &output->file),
           "creating the file");
     return output;
+}
+
+static bool says(int file, const char *name, const char *value) {
+    char text[128];
+    size_t length;
+    return nc_inq_attlen(file, NC_GLOBAL, name, &length) == NC_NOERR && length == strlen(value) &&
+           length < sizeof text && nc_get_att_text(file, NC_GLOBAL, name, text) == NC_NOERR &&
+           memcmp(text, value, length) == 0;
+}
+
+bool output_is_there(const char *path, const char *name, const char *value) {
+    struct stat info;
+    int file;
+    if (stat(path, &info) != 0 || !S_ISREG(info.st_mode) || nc_open(path, NC_NOWRITE, &file) != NC_NOERR)
+        return false;
+    const bool there = says(file, "status", "complete") && says(file, name, value);
+    nc_close(file);
+    return there;
 }
 
 Output *output_count(void) {
@@ -354,7 +395,7 @@ void output_layer_name(char *name, size_t size, const char *layer) {
         "prediction", "saliency", "gradcam", "rank",  "count",       "mean",          "std",        "size",
         "values",     "map",      "name",    "input", "sample_name", "category_name", "map_sample", "dims",
         "data",       "min",      "max",     "sum",   "var",         "all",           "any",
-        "confusion"};
+        "confusion",  "occlusion", "smoothgrad"};
     char legal[NC_MAX_NAME];
     legal_name(legal, sizeof legal - 64, layer);
     bool prefix = !isalpha((unsigned char)legal[0]);
@@ -462,7 +503,9 @@ static void data_mode(Output *output, int var) {
     check(output, nc_var_par_access(output->file, var, NC_COLLECTIVE), "parallel access");
 }
 
-static void write_slab(Output *output, int var, int64_t first, int64_t count, const void *data) {
+/* Rows along dimension `along`, 0 or 1; index: of dimension 0 where that is not the one. */
+static void write_slab(Output *output, int var, int along, int64_t index, int64_t first, int64_t count,
+                       const void *data) {
     if (output->counts)
         return;
     static const char nothing[8];
@@ -475,8 +518,12 @@ static void write_slab(Output *output, int var, int64_t first, int64_t count, co
     check(output, nc_inq_type(output->file, type, NULL, &item), name);
     for (int i = 0; i < rank; i++)
         check(output, nc_inq_dimlen(output->file, dims[i], &extent[i]), name);
-    start[0] = count > 0 ? (size_t)first : 0;
-    extent[0] = (size_t)count; /* of a scalar netCDF looks at neither */
+    if (along == 1) {
+        start[0] = (size_t)index;
+        extent[0] = 1;
+    }
+    start[along] = count > 0 ? (size_t)first : 0;
+    extent[along] = (size_t)count; /* of a scalar netCDF looks at neither */
     int64_t bytes = count > 0 ? (int64_t)item : 0;
     for (int i = 0; i < rank; i++)
         bytes *= (int64_t)extent[i];
@@ -485,7 +532,11 @@ static void write_slab(Output *output, int var, int64_t first, int64_t count, co
 }
 
 void output_rows(Output *output, int var, int64_t first, int64_t count, const void *rows) {
-    write_slab(output, var, first, count, rows);
+    write_slab(output, var, 0, 0, first, count, rows);
+}
+
+void output_rows_of(Output *output, int var, int64_t index, int64_t first, int64_t count, const void *rows) {
+    write_slab(output, var, 1, index, first, count, rows);
 }
 
 void output_whole(Output *output, int var, const void *data) {
@@ -499,7 +550,7 @@ void output_whole(Output *output, int var, const void *data) {
         check(output, nc_inq_dimlen(output->file, dims[0], &length), "a variable");
     }
     bool mine = comm_rank() == 0 || rank == 0; /* a scalar has no empty selection: all ranks write the same value */
-    write_slab(output, var, 0, mine ? (int64_t)length : 0, data);
+    write_slab(output, var, 0, 0, 0, mine ? (int64_t)length : 0, data);
 }
 
 int64_t output_bytes(const Output *output) {

@@ -26,6 +26,10 @@ typedef struct {
  * compress: level 1 to 9 of deflate with shuffle for all but small variables, 0 = none. */
 Output *output_create(const char *path, bool overwrite, int compress);
 
+/* Whether a complete results file lies there that says of itself, by output_text(OUTPUT_GLOBAL, name), this value. One rank
+ * asks; damaged files and others of that name do not say so. */
+bool output_is_there(const char *path, const char *name, const char *value);
+
 /* An output without a file, which takes everything and writes nothing; and the bytes of the variables that were declared in
  * it. For --plan; the second frees it. Not Collective. */
 Output *output_count(void);
@@ -42,6 +46,8 @@ void output_int32s(Output *output, int var, const char *name, const int32_t *val
 /* rows [first, first + count) along the first dimension, host, in the variable's type; each rank its own, none twice;
  * count may be 0. */
 void output_rows(Output *output, int var, int64_t first, int64_t count, const void *rows);
+/* Likewise along the second dimension, of entry `index` of the first. */
+void output_rows_of(Output *output, int var, int64_t index, int64_t first, int64_t count, const void *rows);
 void output_whole(Output *output, int var, const void *data); /* small; equal on every rank; rank 0 writes it */
 
 /* A layer's name in the file: '.' and other characters that are not letters, digits or '_' become '_'; a name that

@@ -15,8 +15,8 @@ static const double ROUND_SECONDS = 1;
 
 struct LaneWork {
     Lane *lane;
-    int32_t *prediction;            /* device, (B) */
-    float *seed, *map, *low, *high; /* device */
+    int32_t *prediction; /* device, (B) */
+    AttributionLane attribution;
 };
 
 Pass *pass_new(Arena *arena, Job *job, Shard shard, const int64_t *samples) {
@@ -53,6 +53,15 @@ size_t pass_round_bytes(const Pass *pass, int64_t samples) {
     return bytes;
 }
 
+/* The job's sample at a position of this rank, counted in the file from job->from. */
+static int64_t sample_at(const Pass *pass, int64_t position) {
+    return (pass->samples ? pass->samples[position - pass->shard.first] : position) * pass->job->step;
+}
+
+static bool attributes(const Pass *pass) {
+    return pass->attribution && pass->attribution->count > 0;
+}
+
 void pass_plan(Pass *pass) {
     const Graph *graph = pass->job->model->graph;
     size_t bytes = pixel_bytes_of(pass);
@@ -77,9 +86,30 @@ void pass_plan(Pass *pass) {
     pass->plan = graph_plan(pass->arena, graph, pass->batch, pass->want_value, pass->want_gradient);
 }
 
+size_t pass_lane_bytes(const Pass *pass) {
+    return graph_lane_bytes(pass->plan) +
+           (attributes(pass) ? attribution_lane_bytes(pass->attribution, pass->batch) : 0);
+}
+
+/* Collective. */
+static void start_attribution(Pass *pass) {
+    const Job *job = pass->job;
+    Arena *scratch = arena_new();
+    int64_t *numbers = ARENA_ARRAY(scratch, int64_t, pass->shard.count, "samples");
+    int32_t *labels = ARENA_ARRAY(scratch, int32_t, pass->shard.count, "labels");
+    for (int64_t i = 0; i < pass->shard.count; i++) {
+        const int64_t sample = sample_at(pass, pass->shard.first + i);
+        numbers[i] = job->from + sample;
+        labels[i] = job->labels ? job->labels[sample / job->step - job->shard.first] : -1;
+    }
+    attribution_start(pass->attribution, pass->plan, pass->work[0].lane, numbers, labels, pass->shard.count,
+                      pass->batch);
+    for (int i = 0; i < pass->lanes; i++)
+        pass->work[i].attribution = attribution_lane_new(pass->attribution);
+    arena_free(scratch);
+}
+
 static void pass_memory(Pass *pass) {
-    Job *job = pass->job;
-    const Graph *graph = job->model->graph;
     pass_plan(pass);
     pass->have = ARENA_ARRAY(pass->arena, bool, pass->round_samples, "results of a round");
     for (int i = 0; i < pass->stream_count; i++)
@@ -88,21 +118,14 @@ static void pass_memory(Pass *pass) {
     const size_t pixel_bytes = pixel_bytes_of(pass);
     pass->pixels = dev_alloc_host((size_t)pass->round_samples * pixel_bytes);
 
-    size_t outputs = (size_t)shape_size(graph->nodes[graph->logits].shape), cells = 1, B = (size_t)pass->batch;
-    for (int m = 0; m < pass->method_count; m++) {
-        size_t map = (size_t)shape_height(pass->methods[m].layer) * shape_width(pass->methods[m].layer);
-        cells = map > cells ? map : cells;
-    }
     pass->work = ARENA_ARRAY(pass->arena, struct LaneWork, pass->lanes, "lanes");
     for (int i = 0; i < pass->lanes; i++) {
         struct LaneWork *w = &pass->work[i];
         w->lane = lane_new(graph_lane_bytes(pass->plan));
-        w->prediction = dev_alloc(B * sizeof(int32_t));
-        w->seed = dev_alloc(B * outputs * sizeof(float));
-        w->map = dev_alloc(B * cells * sizeof(float));
-        w->low = dev_alloc(B * sizeof(float));
-        w->high = dev_alloc(B * sizeof(float));
+        w->prediction = dev_alloc((size_t)pass->batch * sizeof(int32_t));
     }
+    if (attributes(pass))
+        start_attribution(pass);
 }
 
 static void pass_free(Pass *pass) {
@@ -110,20 +133,15 @@ static void pass_free(Pass *pass) {
         struct LaneWork *w = &pass->work[i];
         lane_free(w->lane);
         dev_free(w->prediction);
-        dev_free(w->seed);
-        dev_free(w->map);
-        dev_free(w->low);
-        dev_free(w->high);
+        if (attributes(pass))
+            attribution_lane_free(&w->attribution);
     }
+    if (attributes(pass))
+        attribution_stop(pass->attribution);
     for (int i = 0; i < pass->stream_count; i++)
         dev_free_host(pass->streams[i].rows);
     dev_free_host(pass->pixels);
     graph_plan_free(pass->plan);
-}
-
-/* The job's sample at a position of this rank, counted in the file from job->from. */
-static int64_t sample_at(const Pass *pass, int64_t position) {
-    return (pass->samples ? pass->samples[position - pass->shard.first] : position) * pass->job->step;
 }
 
 static bool is_mapped(const Stream *feature, int64_t position, int count) {
@@ -137,6 +155,21 @@ static void forward_batch(const Pass *pass, Lane *lane, int64_t position, int co
         if (is_mapped(pass->features[i], position, count))
             unread[pass->feature_nodes[i]] = false;
     graph_forward_without(pass->plan, lane, unread);
+}
+
+static void attribute_batch(const Pass *pass, struct LaneWork *w, int64_t position, int count) {
+    const Attribution *a = pass->attribution;
+    AttributionRows to = {.target = NULL};
+    if (pass->targets[0])
+        to.target = stream_row(pass, pass->targets[0], position);
+    if (pass->targets[1])
+        to.against = stream_row(pass, pass->targets[1], position);
+    if (pass->agreement)
+        to.agreement = stream_row(pass, pass->agreement, position);
+    for (int m = 0; m < a->count; m++)
+        for (int i = 0; i < a->methods[m].parts; i++)
+            to.rows[m][i] = stream_row(pass, pass->maps[m][i], position);
+    attribution_batch(a, &w->attribution, &to, pass->plan, w->lane, w->prediction, position - pass->shard.first, count);
 }
 
 static void compute_batch(Pass *pass, struct LaneWork *w, int64_t position, int count) {
@@ -167,17 +200,8 @@ static void compute_batch(Pass *pass, struct LaneWork *w, int64_t position, int 
             lane_download(lane, stream_row(pass, s, position), graph_value(pass->plan, lane, pass->feature_nodes[i]),
                           (size_t)count * s->row_bytes);
     }
-    if (pass->method_count > 0) {
-        k_seed(lane, w->seed, w->prediction, B, outputs);
-        graph_backward(pass->plan, lane, w->seed);
-    }
-    for (int m = 0; m < pass->method_count; m++) {
-        float *const parts[3] = {w->map, w->low, w->high};
-        attribution_batch(w->map, w->low, w->high, &pass->methods[m], pass->plan, lane, B);
-        for (int i = 0; i < 3; i++)
-            lane_download(lane, stream_row(pass, pass->maps[m][i], position), parts[i],
-                          (size_t)count * pass->maps[m][i]->row_bytes);
-    }
+    if (attributes(pass))
+        attribute_batch(pass, w, position, count);
     lane_sync(lane);
 }
 

@@ -7,6 +7,7 @@
 #ifndef CNNSCOPE_PASS_H
 #define CNNSCOPE_PASS_H
 
+#include "attribution.h"
 #include "stages.h"
 
 /* Results of one variable for the samples of a round, on their way to the file. Positions count the pass's samples,
@@ -18,7 +19,7 @@ typedef struct {
     char *rows;       /* host, (round samples, row_bytes) */
 } Stream;
 
-enum { STREAMS_MAX = 4 * LIST_MAX + 4 };
+enum { STREAMS_MAX = (METHOD_PARTS + 1) * LIST_MAX + 7 };
 enum { PASS_READ, PASS_COMPUTE, PASS_WRITE, PASS_PARTS }; /* what its seconds are of: run_seconds_NAME_PART */
 
 typedef struct {
@@ -39,11 +40,12 @@ typedef struct {
     Stream streams[STREAMS_MAX];
     int stream_count;
     Stream *image, *logits, *prediction; /* NULL: not asked for */
-    Stream *maps[LIST_MAX][3];           /* per method: map, low, high */
+    Stream *maps[LIST_MAX][METHOD_PARTS]; /* per method */
     Stream *features[LIST_MAX];          /* per entry of --feature-maps */
     int feature_nodes[LIST_MAX], feature_count;
-    const Method *methods;
-    int method_count;
+    Stream *targets[2];          /* of attribution: that looked at, that compared with; NULL: not kept */
+    Stream *agreement;           /* of its methods; NULL: not asked for */
+    Attribution *attribution;    /* NULL: none */
     const Layers *layers; /* NULL: no features kept */
 
     bool want_value[1024], want_gradient[1024]; /* per node; of every batch */
@@ -60,6 +62,9 @@ Stream *pass_stream(Pass *pass, const OutputVar *var, size_t row_bytes, int64_t 
 
 /* Host bytes that a round of so many samples touches. */
 size_t pass_round_bytes(const Pass *pass, int64_t samples);
+
+/* Device bytes of a lane, after pass_plan. */
+size_t pass_lane_bytes(const Pass *pass);
 
 /* What pass_run does first: chooses lanes, rounds and the memory plan (pass->plan, to be freed by graph_plan_free), and
  * allocates nothing else. Collective. */

@@ -22,13 +22,12 @@ static void solve_formed(double *values, double *axes, const PcaInput *input, in
 static void scale_columns(double *scale, const double *most, int width);
 static int sum_bits(int64_t total);
 static void finish_axes(Pca *result, int width, double total);
-static void project(Pca *result, const Matrix *x);
 static void find_axes(Pca *result, const Matrix *x);
 static bool restore_axes(const RecordPart *parts, int count, Checkpoint *checkpoint, const char *key);
 
 void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key) {
     const size_t D = (size_t)x->width, K = (size_t)components;
-    *result = (Pca){.components = components, .scores = {.name = x->name, .shard = x->shard, .width = components}};
+    *result = (Pca){.components = components};
     result->center = ARENA_ARRAY(arena, double, D, "PCA center");
     result->axes = ARENA_ARRAY(arena, double, K *D, "PCA axes");
     result->variance = ARENA_ARRAY(arena, double, K, "PCA variance");
@@ -42,7 +41,7 @@ void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint 
         find_axes(result, x);
         checkpoint_save(checkpoint, key, kept, parts);
     }
-    project(result, x);
+    pca_project(result, x);
 }
 
 static bool restore_axes(const RecordPart *parts, int count, Checkpoint *checkpoint, const char *key) {
@@ -259,7 +258,7 @@ static void finish_axes(Pca *result, int width, double total) {
 }
 
 /* Some axes at a time: a wide layer's are as large as its features. */
-static void project(Pca *result, const Matrix *x) {
+void pca_project(Pca *result, const Matrix *x) {
     const int K = result->components;
     const size_t D = (size_t)x->width, n = (size_t)x->shard.count;
     size_t fit = PIECE_BYTES / (D * sizeof(double)) + 1, most = fit < (size_t)K ? fit : (size_t)K;
@@ -277,6 +276,7 @@ static void project(Pca *result, const Matrix *x) {
             for (size_t k = 0; k < count; k++)
                 scores[i * (size_t)K + from + k] = (float)piece[i * count + k];
     }
+    result->scores = (Matrix){.name = x->name, .shard = x->shard, .width = K};
     result->scores.rows = dev_alloc(n * (size_t)K * sizeof(float));
     dev_upload(result->scores.rows, scores, n * (size_t)K * sizeof(float));
     dev_free(center);

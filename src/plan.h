@@ -36,6 +36,7 @@ typedef struct {
     const float *const *in; /* (n) */
     const void *saved;
     void *scratch;
+    bool guided; /* relu: passes no gradient below 0 */
 } BackwardArgs;
 
 typedef struct {

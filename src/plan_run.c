@@ -47,7 +47,7 @@ void graph_forward_without(const Plan *plan, Lane *lane, const bool *unread) {
     }
 }
 
-static void backward_step(const Plan *plan, Lane *lane, int i, const float **in, float **din) {
+static void backward_step(const Plan *plan, Lane *lane, int i, const float **in, float **din, bool guided) {
     const Place *p = &plan->places[i];
     for (int k = 0; k < p->n; k++) {
         const Edge *e = &p->edges[k];
@@ -59,7 +59,8 @@ static void backward_step(const Plan *plan, Lane *lane, int i, const float **in,
                                .out = at(plan, lane, p->value),
                                .in = in,
                                .saved = at(plan, lane, p->saved),
-                               .scratch = at(plan, lane, plan->scratch)};
+                               .scratch = at(plan, lane, plan->scratch),
+                               .guided = guided};
     graph_op(plan->graph->nodes[i].op)->backward(&p->step, lane, &args);
     for (int k = 0; k < p->n; k++) {
         const Edge *e = &p->edges[k];
@@ -71,7 +72,7 @@ static void backward_step(const Plan *plan, Lane *lane, int i, const float **in,
     }
 }
 
-void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
+static void backward(const Plan *plan, Lane *lane, const float *seed, bool guided) {
     if (plan->lowest == NONE)
         return;
     const Graph *g = plan->graph;
@@ -92,12 +93,20 @@ void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
         float **din = few ? few_din : malloc((size_t)p->n * sizeof *din);
         if (!in || !din)
             die("memory: not enough for a layer that reads %d values", p->n);
-        backward_step(plan, lane, i, in, din);
+        backward_step(plan, lane, i, in, din, guided);
         if (!few) {
             free(in);
             free(din);
         }
     }
+}
+
+void graph_backward(const Plan *plan, Lane *lane, const float *seed) {
+    backward(plan, lane, seed, false);
+}
+
+void graph_backward_guided(const Plan *plan, Lane *lane, const float *seed) {
+    backward(plan, lane, seed, true);
 }
 
 const float *graph_value(const Plan *plan, Lane *lane, int node) {

@@ -17,7 +17,7 @@ typedef struct {
     float *rows; /* device, (shard.count, width) */
 } Matrix;
 
-/* ---- The network (forward.c, attribution.c) --------------------------------------------------------------------- */
+/* ---- The network (forward.c, chosen.c) --------------------------------------------------------------------- */
 
 typedef struct {
     int count;
@@ -43,30 +43,10 @@ void matrix_free(Matrix *matrix);
 /* A copy of the rows `keep` (this rank's, ascending; NULL: all) and the first `width` columns. `shard` of the result. */
 Matrix matrix_part(const Matrix *from, const int64_t *keep, Shard shard, int width);
 
-typedef enum { METHOD_SALIENCY, METHOD_GRADCAM } MethodKind;
-
-typedef struct {
-    MethodKind kind;
-    int node;           /* whose value or gradient is looked at; the input for saliency */
-    Shape layer;        /* of that node; the map is its height and width */
-    char variable[128]; /* in the results file */
-} Method;
-
-/* --attribution, or its default; gives the number of methods. Exits 2 on an unknown one. */
-int attribution_methods(Method **methods, const Job *job);
-
-/* Declares map, low and high over the dimension `samples`, and gives their variables. */
-void attribution_declare(int variables[3], const Job *job, const Method *method, const char *samples, int64_t length);
-
-void attribution_wants(const Method *method, bool *want_value, bool *want_gradient);
-
-/* Device: map (B,H,W), low (B), high (B), of a batch that went forward and backward. */
-void attribution_batch(float *map, float *low, float *high, const Method *method, const Plan *plan, Lane *lane, int B);
-
 /* Which samples keep their maps when not all do: 20 of each category, the 20 most confident wrong ones, the 20 least
  * certain ones. logits: host, (shard.count, outputs). Gives the job's sample indices, ascending, the same on every rank. */
-int64_t *attribution_choose(int64_t *count, const Job *job, const float *logits, int outputs);
-int64_t attribution_most_chosen(const Job *job); /* their number, at most */
+int64_t *chosen_samples(int64_t *count, const Job *job, const float *logits, int outputs);
+int64_t chosen_most(const Job *job); /* their number, at most */
 
 /* ---- Maps of a layer (embed.c) ---------------------------------------------------------------------------------- */
 
@@ -75,6 +55,10 @@ void embed(Job *job, const Matrix *features, int node);
 
 /* Principal components that takes of a layer of this width: for the file, for --pre-pca and for the start. */
 int embed_components(const Options *o, int width);
+
+/* Whether its features go into the file: all but logits (there already) and spatial ones; and what t-SNE is given as it
+ * is, the matrix of `embed` included. node: NULL for that. */
+bool embed_writes_features(const Options *o, const Node *node, bool is_logits, int width);
 
 /* ---- PCA (pca.c) ------------------------------------------------------------------------------------------------ */
 
@@ -94,33 +78,47 @@ double pca_bytes(int64_t rows, int64_t total, int width, int components);
  * under that key is not computed again, but for the scores; else it is kept there. */
 void pca(Pca *result, Arena *arena, const Matrix *x, int components, Checkpoint *checkpoint, const char *key);
 
+/* p->scores <- the rows of x by its center and axes. The bits of pca, whatever rows stand beside. */
+void pca_project(Pca *p, const Matrix *x);
+
 /* ---- t-SNE (tsne.c) --------------------------------------------------------------------------------------------- */
 
 /* --tsne-samples: a class-stratified subset keyed on (seed, file position); this rank's kept rows, ascending. */
 int64_t *tsne_subset(int64_t *count, Arena *arena, const Job *job);
 
-/* --init: the first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
- * positions (shard.total) receives them, counted in the job. p: PCA of a layer of that width; read by --init pca only. */
-float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data,
+/* The first Y (shard.total, --tsne) of the mapped samples, on every rank; shard and keep say which they are, and
+ * positions (shard.total) receives them, counted in the job. run 0: --init; others: random, of the seed --seed + run. p:
+ * PCA of a layer of that width; read by --init pca only. */
+float *tsne_start(int64_t *positions, Arena *arena, const Job *job, int run, const Pca *p, int width_of_data,
                   const int64_t *keep, Shard shard);
 
 typedef struct {
     int axes; /* 2 or 3 */
-    double perplexity;
+    int perplexity_count;
+    const Perplexity *perplexity; /* PERPLEXITIES_MAX numbers in all, at most */
     bool
         fast; /* not scikit-learn's schedule: after the exaggeration, momentum 0.9 and the rate times early_exaggeration */
     int max_iter;
     double early_exaggeration;
     int exaggeration_iter;
     double learning_rate; /* 0: max(N / early_exaggeration / 4, 50) */
-    uint64_t seed;        /* of the random start */
 
     Checkpoint *checkpoint; /* NULL: none */
-    const char *key;        /* of this map in the checkpoint */
 } TsneOptions;              /* scikit-learn's meanings */
 
+/* One of the maps of a matrix. */
 typedef struct {
-    float *map;     /* host, (total, axes), sample order, on every rank; in the arena */
+    int perplexity;     /* which of those of the options */
+    const float *start; /* host, (total, axes), sample order, the same on every rank: the first Y, used as it is */
+    const char *key;    /* in the checkpoint, and for progress: "tsne LAYER" */
+} TsneMap;
+
+typedef struct {
+    float *map;       /* host, (total, axes), sample order, on every rank; in the arena */
+    float *kl_sample; /* likewise, (total): what each sample has of kl */
+    float *sigma;     /* (total): width of each sample's Gaussian, that of the first perplexity of the map, in the units
+                       * of x: c(j|i) ~ exp(-d^2 / (2 sigma^2)). 0 where more samples than that are nearest ones, infinity
+                       * where there are not so many */
     double kl;      /* of the final map, against P */
     int iterations; /* done */
     int checks;     /* entries of the history */
@@ -134,11 +132,14 @@ typedef struct {
 } TsneResult;
 
 /* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
- * all-pairs repulsion. start: host, (total, axes), sample order, the same on every rank: the first Y, used as it is.
- * Dies at once when P does not fit in memory, naming what would fit. The same bits for any number of ranks. A checkpoint
- * gets the state of the descent now and then, and the result; from a state the affinities are computed once more, from a
- * result nothing is. */
-void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options);
+ * all-pairs repulsion. results, maps: `count` of them, those of one perplexity together. The widths of all perplexities'
+ * Gaussians are searched in one computation of distances; maps of one perplexity share its P, of which there is one at a
+ * time. Where a map has several perplexities its P is the mean of theirs, row by row, made symmetric (openTSNE's
+ * Multiscale). Dies at once when a P does not fit in memory, naming what would fit. The same bits for any number of ranks,
+ * and with or without other maps. A checkpoint gets the state of the descent now and then, and each result; from a state
+ * the affinities are computed once more, from a result nothing is. */
+void tsne(TsneResult *results, Arena *arena, const Matrix *x, const TsneMap *maps, int count,
+          const TsneOptions *options);
 
 /* ---- Trust (trust.c) -------------------------------------------------------------------------------------------- */
 
@@ -152,10 +153,27 @@ typedef struct {
  * the same bits for any number of ranks. */
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count);
 
+/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
+ * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
+double trust_worst(int64_t N, int64_t K);
+
 /* Bytes of memory that takes at most at one time on the first rank, which has `rows` of the mapped samples. */
 double trust_bytes(int64_t rows, int64_t total, int width, int maps, int neighbors);
 
+/* What `count` t-SNE maps of x have in common, into the results file (stability.c): the maps aligned to the first, and of
+ * each sample how far its places and its neighbours differ between them. x and keep as for trust. */
+void stability(Job *job, const Matrix *x, const char *layer, const int64_t *keep, const TsneMap *maps,
+               const TsneResult *results, int count);
+double stability_bytes(int64_t rows, int64_t total, int axes, int maps, int neighbors); /* as trust_bytes */
+
 /* `cnnscope audit`: the same for a map that somebody else made, whose overall numbers are printed, too (audit.c). */
 void audit(Job *job, const Matrix *features);
+
+/* ---- New samples in a stored map (place.c) ------------------------------------------------------------------------ */
+
+/* `cnnscope place`: where the samples with these features belong in the map that --map holds of the layer, into the results
+ * file as LAYER_place_..., with how far that can be trusted. Each sample by itself, against all mapped ones, which do not
+ * move: the same bits for any number of ranks and for any other samples beside it. */
+void place(Job *job, const Matrix *features);
 
 #endif

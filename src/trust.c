@@ -26,30 +26,43 @@ enum {
 static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count);
 static int pairs_per_row(int64_t N);
 static void gather_labels(Trust *t);
+static void allocate_rows(Trust *t);
+static void measure(Trust *t);
 static void judge_map(Trust *t, int map);
 static void judge_labels(Trust *t, int space);
 static void free_trust(Trust *t);
 
 void trust(Job *job, const char *layer, const Matrix *x, const int64_t *keep, const TrustMap *maps, int count) {
-    const Options *o = job->options;
-    if (o->neighbors == 0 || x->shard.total < 2 || x->shard.total > INT32_MAX - TSNE_BLOCK)
-        return;
     Trust t = {.job = job, .arena = arena_new(), .shard = x->shard, .keep = keep};
+    if (!trust_begin(&t)) {
+        arena_free(t.arena);
+        return;
+    }
     char stage[128];
     snprintf(stage, sizeof stage, "trust %s", layer);
-    progress_begin(stage, "samples", x->shard.total);
     open_trust(&t, layer, x, maps, count);
-    trust_find(&t);
-    for (int m = 1; m < t.spaces; m++)
-        judge_map(&t, m);
-    for (int s = 0; s < t.spaces; s++)
-        judge_labels(&t, s);
-    trust_pairs(&t);
-    trust_classes(&t);
-    progress_end("");
+    if (trust_restore(&t, stage)) {
+        progress_say("%-20s %lld/%lld samples from the checkpoint", stage, (long long)x->shard.total,
+                     (long long)x->shard.total);
+    } else {
+        progress_begin(stage, "samples", x->shard.total);
+        measure(&t);
+        progress_end("");
+        trust_keep(&t, stage);
+    }
     trust_write(&t);
     trust_suspects(&t);
     free_trust(&t);
+}
+
+static void measure(Trust *t) {
+    trust_find(t);
+    for (int m = 1; m < t->spaces; m++)
+        judge_map(t, m);
+    for (int s = 0; s < t->spaces; s++)
+        judge_labels(t, s);
+    trust_pairs(t);
+    trust_classes(t);
 }
 
 /* While the distances of pairs are brought together in the last space; or, on the first rank, while they are sorted. */
@@ -66,17 +79,24 @@ static int pairs_per_row(int64_t N) {
     return (int)(N <= PAIRS_ALL ? N / 2 : (PAIRS_SAMPLED + N - 1) / N);
 }
 
-static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
-    const int64_t N = x->shard.total;
+bool trust_begin(Trust *t) {
+    const int64_t N = t->shard.total;
+    if (t->job->options->neighbors == 0 || N < 2 || N > INT32_MAX - TSNE_BLOCK)
+        return false;
     t->neighbors = t->job->options->neighbors < N ? t->job->options->neighbors : (int)N - 1;
     t->recalled = t->neighbors < RECALLED ? t->neighbors : RECALLED;
-    t->all_pairs = N <= PAIRS_ALL;
-    t->pairs_per_row = pairs_per_row(N);
-    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->firsts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     t->counts = ARENA_ARRAY(t->arena, int64_t, comm_size(), "shards");
     comm_all_gather(t->firsts, &t->shard.first, sizeof *t->firsts);
     comm_all_gather(t->counts, &t->shard.count, sizeof *t->counts);
+    return true;
+}
+
+static void open_trust(Trust *t, const char *layer, const Matrix *x, const TrustMap *maps, int count) {
+    const int64_t N = x->shard.total;
+    t->all_pairs = N <= PAIRS_ALL;
+    t->pairs_per_row = pairs_per_row(N);
+    t->pairs = t->all_pairs ? N * (N - 1) / 2 : N * t->pairs_per_row;
     t->spaces = 1 + count;
     t->space[0] = (TrustSpace){.prefix = layer, .what = x->name, .x = x};
     for (int m = 0; m < count; m++)
@@ -84,6 +104,21 @@ static void open_trust(Trust *t, const char *layer, const Matrix *x, const Trust
                                        .what = arena_printf(t->arena, "%s of %s", maps[m].title, x->name),
                                        .x = &maps[m].points};
     gather_labels(t);
+    allocate_rows(t);
+}
+
+static void allocate_rows(Trust *t) {
+    const int64_t rows = t->shard.count;
+    for (int s = 0; s < t->spaces; s++) {
+        TrustNumbers *n = &t->numbers[s];
+        if (t->labels)
+            n->label_agreement = ARENA_ARRAY(t->arena, float, rows, "trust");
+        if (s == 0)
+            continue;
+        n->trustworthiness = ARENA_ARRAY(t->arena, float, rows, "trust");
+        n->continuity = ARENA_ARRAY(t->arena, float, rows, "trust");
+        n->recall = ARENA_ARRAY(t->arena, float, rows, "trust");
+    }
 }
 
 static void gather_labels(Trust *t) {
@@ -99,9 +134,7 @@ static void gather_labels(Trust *t) {
     t->labels = t->categories > 0 ? all : NULL;
 }
 
-/* The largest that the places of false neighbours of one sample can add up to: they are the farthest, and where the
- * neighbours are most of the samples, as many as there are others (Kaski et al. 2003, Venna & Kaski 2006). */
-static double worst_penalty(int64_t N, int64_t K) {
+double trust_worst(int64_t N, int64_t K) {
     return K < N - K ? 0.5 * (double)K * (double)(2 * N - 3 * K - 1) : 0.5 * (double)(N - K) * (double)(N - K - 1);
 }
 
@@ -110,11 +143,8 @@ static double worst_penalty(int64_t N, int64_t K) {
 static void judge_map(Trust *t, int map) {
     const int K = t->neighbors, asked = K * (t->spaces - 1);
     const int64_t rows = t->shard.count;
-    const double worst = worst_penalty(t->shard.total, K);
+    const double worst = trust_worst(t->shard.total, K);
     TrustNumbers *n = &t->numbers[map];
-    n->trustworthiness = ARENA_ARRAY(t->arena, float, rows, "trust");
-    n->continuity = ARENA_ARRAY(t->arena, float, rows, "trust");
-    n->recall = ARENA_ARRAY(t->arena, float, rows, "trust");
     int64_t sums[3] = {0};
     for (int64_t i = 0; i < rows; i++) {
         const int32_t *in_layer = t->space[0].nearer + i * asked + (map - 1) * K,
@@ -145,7 +175,6 @@ static void judge_labels(Trust *t, int space) {
     n->label_agreement_mean = n->knn_accuracy = NAN;
     if (!t->labels)
         return;
-    n->label_agreement = ARENA_ARRAY(t->arena, float, t->shard.count, "trust");
     int *votes = ARENA_ARRAY(t->arena, int, t->categories, "votes");
     enum { SAME, LABELLED, RIGHT, JUDGED, SUMS };
     int64_t sums[SUMS] = {0};

@@ -7,10 +7,6 @@
 #include "trust_parts.h"
 
 static void write_neighbors(const Trust *t, const TrustSpace *s);
-static void write_samples(const Trust *t, const TrustSpace *s, const char *suffix, const char *format,
-                          const float *values, int neighbors);
-static void write_overall(const Trust *t, const TrustSpace *s, const char *suffix, const char *format, double value,
-                          const char *attribute, int64_t number);
 static bool any_unlabelled(const Trust *t);
 
 void trust_write(const Trust *t) {
@@ -19,34 +15,38 @@ void trust_write(const Trust *t) {
         const TrustNumbers *n = &t->numbers[i];
         const int K = t->neighbors;
         if (i > 0) {
-            write_samples(t, s, "_trustworthiness", "1 where no neighbour in the %s is a false one", n->trustworthiness,
-                          K);
-            write_samples(t, s, "_continuity", "1 where no neighbour is missing in the %s", n->continuity, K);
-            write_samples(t, s, "_recall", "share of the nearest samples that are nearest in the %s, too", n->recall,
-                          t->recalled);
+            trust_write_samples(t, s, "_trustworthiness", "1 where no neighbour in the %s is a false one",
+                                n->trustworthiness, "neighbors", K);
+            trust_write_samples(t, s, "_continuity", "1 where no neighbour is missing in the %s", n->continuity,
+                                "neighbors", K);
+            trust_write_samples(t, s, "_recall", "share of the nearest samples that are nearest in the %s, too",
+                                n->recall, "neighbors", t->recalled);
         }
         if (n->label_agreement)
-            write_samples(t, s, "_label_agreement", "share of the labelled neighbours in the %s that have the label",
-                          n->label_agreement, K);
+            trust_write_samples(t, s, "_label_agreement",
+                                "share of the labelled neighbours in the %s that have the label", n->label_agreement,
+                                "neighbors", K);
         if (i > 0) {
-            write_overall(t, s, "_trustworthiness", "trustworthiness of the %s (Venna & Kaski)",
-                          n->trustworthiness_mean, "neighbors", K);
-            write_overall(t, s, "_continuity", "continuity of the %s (Venna & Kaski)", n->continuity_mean, "neighbors",
-                          K);
-            write_overall(t, s, "_recall", "share of nearest samples that are nearest in the %s", n->recall_mean,
-                          "neighbors", t->recalled);
+            trust_write_overall(t, s, "_trustworthiness", "trustworthiness of the %s (Venna & Kaski)",
+                                n->trustworthiness_mean, "neighbors", K);
+            trust_write_overall(t, s, "_continuity", "continuity of the %s (Venna & Kaski)", n->continuity_mean,
+                                "neighbors", K);
+            trust_write_overall(t, s, "_recall", "share of nearest samples that are nearest in the %s", n->recall_mean,
+                                "neighbors", t->recalled);
         }
-        write_overall(t, s, "_label_agreement", "share of neighbours in the %s that have the sample's label",
-                      n->label_agreement_mean, "neighbors", K);
-        write_overall(t, s, "_knn_accuracy", "accuracy of labels told by the neighbours in the %s", n->knn_accuracy,
-                      "neighbors", K);
+        trust_write_overall(t, s, "_label_agreement", "share of neighbours in the %s that have the sample's label",
+                            n->label_agreement_mean, "neighbors", K);
+        trust_write_overall(t, s, "_knn_accuracy", "accuracy of labels told by the neighbours in the %s",
+                            n->knn_accuracy, "neighbors", K);
         if (i > 0) {
-            write_overall(t, s, "_knc", "share of nearest class means that are nearest in the %s (KNC, Kobak & Berens)",
-                          n->knc, "class_neighbors", t->class_neighbors);
-            write_overall(t, s, "_cpd", "Spearman correlation of distances with those in the %s (CPD, Kobak & Berens)",
-                          n->cpd, "pairs", t->pairs);
-            write_overall(t, s, "_stress", "normalised stress of the %s at its best scale", n->stress, "pairs",
-                          t->pairs);
+            trust_write_overall(t, s, "_knc",
+                                "share of nearest class means that are nearest in the %s (KNC, Kobak & Berens)", n->knc,
+                                "class_neighbors", t->class_neighbors);
+            trust_write_overall(t, s, "_cpd",
+                                "Spearman correlation of distances with those in the %s (CPD, Kobak & Berens)", n->cpd,
+                                "pairs", t->pairs);
+            trust_write_overall(t, s, "_stress", "normalised stress of the %s at its best scale", n->stress, "pairs",
+                                t->pairs);
         }
         if (t->job->options->keep_neighbors)
             write_neighbors(t, s);
@@ -65,8 +65,7 @@ static int declare(const Trust *t, const TrustSpace *s, OutputVar var, const cha
     return id;
 }
 
-/* Rows of the file (count, each) <- rows of the mapped samples; `none` where a sample is not mapped. */
-static void *spread(const Trust *t, Arena *arena, const void *values, size_t bytes, int each, const void *none) {
+void *trust_rows(const Trust *t, Arena *arena, const void *values, size_t bytes, int each, const void *none) {
     const int64_t count = t->job->shard.count;
     const size_t row_bytes = (size_t)each * bytes;
     char *rows = arena_alloc(arena, (uint64_t)count, row_bytes, "trust");
@@ -78,8 +77,8 @@ static void *spread(const Trust *t, Arena *arena, const void *values, size_t byt
     return rows;
 }
 
-static void write_samples(const Trust *t, const TrustSpace *s, const char *suffix, const char *format,
-                          const float *values, int neighbors) {
+int trust_write_samples(const Trust *t, const TrustSpace *s, const char *suffix, const char *format,
+                        const float *values, const char *attribute, int64_t number) {
     Output *out = t->job->output;
     const Shard shard = t->job->shard;
     const OutputVar var = {.type = DT_F32,
@@ -88,16 +87,17 @@ static void write_samples(const Trust *t, const TrustSpace *s, const char *suffi
                            .length = {shard.total},
                            .coordinates = job_coordinates(t->job, false)};
     const int id = declare(t, s, var, suffix, format);
-    output_int64(out, id, "neighbors", neighbors);
+    output_int64(out, id, attribute, number);
     if (strcmp(suffix, "_label_agreement") == 0 && any_unlabelled(t))
         output_text(out, id, "comment", "NaN: the sample, or each of its neighbours, has no label");
     Arena *arena = arena_new();
-    output_rows(out, id, shard.first, shard.count, spread(t, arena, values, sizeof *values, 1, &(float){NAN}));
+    output_rows(out, id, shard.first, shard.count, trust_rows(t, arena, values, sizeof *values, 1, &(float){NAN}));
     arena_free(arena);
+    return id;
 }
 
-static void write_overall(const Trust *t, const TrustSpace *s, const char *suffix, const char *format, double value,
-                          const char *attribute, int64_t number) {
+void trust_write_overall(const Trust *t, const TrustSpace *s, const char *suffix, const char *format, double value,
+                         const char *attribute, int64_t number) {
     if (isnan(value))
         return;
     char name[64];
@@ -131,11 +131,11 @@ static void write_neighbors(const Trust *t, const TrustSpace *s) {
     OutputVar var = {.type = DT_I64, .rank = 2, .dims = {"sample", "neighbor"}, .length = {shard.total, K}};
     int id = declare(t, s, var, "_neighbors", "positions in the input file of the nearest samples in the %s");
     output_rows(out, id, shard.first, shard.count,
-                spread(t, arena, position, sizeof *position, (int)K, &(int64_t){-1}));
+                trust_rows(t, arena, position, sizeof *position, (int)K, &(int64_t){-1}));
     var.type = DT_F32;
     id = declare(t, s, var, "_neighbor_distances", "distances of the nearest samples in the %s");
     output_rows(out, id, shard.first, shard.count,
-                spread(t, arena, s->neighbor_distance, sizeof(float), (int)K, &(float){NAN}));
+                trust_rows(t, arena, s->neighbor_distance, sizeof(float), (int)K, &(float){NAN}));
     arena_free(arena);
 }
 

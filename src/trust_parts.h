@@ -31,7 +31,8 @@ typedef struct {
 
 /* Of one map; overall numbers are those of all mapped samples. */
 typedef struct {
-    float *trustworthiness, *continuity, *recall, *label_agreement; /* (rows); the last NULL without labels */
+    float *trustworthiness, *continuity, *recall; /* (rows); NULL of the layer itself */
+    float *label_agreement;                       /* (rows); NULL without labels */
     double trustworthiness_mean, continuity_mean, recall_mean;
     double label_agreement_mean, knn_accuracy, knc, cpd, stress; /* NAN: not defined */
 } TrustNumbers;
@@ -59,6 +60,12 @@ typedef struct {
 /* Collective. Sets neighbor, neighbor_distance, nearer and pairs of all spaces. */
 void trust_find(Trust *trust);
 
+/* Collective. (rows, K), in the arena: each of this rank's points' nearest, nearest first. */
+int32_t *trust_nearest(const Trust *trust, Arena *arena, const Matrix *x);
+
+/* Collective, of trust.c. Sets what the shard and the options say. False: there are no neighbours, or none are asked for. */
+bool trust_begin(Trust *trust);
+
 /* ---- trust_overall.c: numbers of a map from those of pairs and of classes ---------------------------------------- */
 
 /* Collective. Sets cpd and stress of the maps. */
@@ -66,10 +73,27 @@ void trust_pairs(Trust *trust);
 /* Collective. Sets knc of the maps. */
 void trust_classes(Trust *trust);
 
+/* ---- trust_state.c: in the checkpoint, under the stage's name ----------------------------------------------------- */
+
+/* Collective. What trust_write and trust_suspects need; false where not all of it is there. */
+bool trust_restore(Trust *trust, const char *stage);
+void trust_keep(const Trust *trust, const char *stage); /* Collective. */
+
 /* ---- trust_output.c ---------------------------------------------------------------------------------------------- */
 
 /* Collective. */
 void trust_write(const Trust *trust);
+
+/* Collective. A number of each sample, values of this rank's mapped ones; and one of all, none where it is NAN. PREFIX
+ * SUFFIX and .._overall; format: long_name, %s is the space; attribute: one that the numbers depend on. Gives the variable. */
+int trust_write_samples(const Trust *trust, const TrustSpace *space, const char *suffix, const char *format,
+                        const float *values, const char *attribute, int64_t number);
+void trust_write_overall(const Trust *trust, const TrustSpace *space, const char *suffix, const char *format,
+                         double value, const char *attribute, int64_t number);
+
+/* Rows of the file (count, each) <- rows of the mapped samples, of numbers of so many bytes; `none` where a sample is not
+ * mapped. */
+void *trust_rows(const Trust *trust, Arena *arena, const void *values, size_t bytes, int each, const void *none);
 
 /* Collective. The likely label errors of the layer (trust_suspects.c). */
 void trust_suspects(const Trust *trust);

@@ -58,6 +58,17 @@ void trust_find(Trust *t) {
     asked_free(&back);
 }
 
+int32_t *trust_nearest(const Trust *t, Arena *arena, const Matrix *x) {
+    TrustSpace s = {.x = x};
+    open_space(t, &s);
+    stream(t, &s, true, NULL, NULL);
+    int32_t *nearest = take_rows(t, arena, s.near, t->neighbors);
+    dev_free(s.packed);
+    dev_free(s.near);
+    dev_free(s.near_distance);
+    return nearest;
+}
+
 static int64_t blocks_of(int64_t rows) {
     return (rows + TSNE_BLOCK - 1) / TSNE_BLOCK;
 }

@@ -23,7 +23,9 @@ static const double GRADIENT_LEAST = 1e-7;
 static const double POLL_SECONDS = 0.5; /* between looks at whether the state is to be saved */
 
 static void check_options(const TsneRun *run);
-static void prepare_descent(TsneRun *run, const float *start);
+static bool load_results(bool *wanted, TsneResult *results, Arena *arena, TsneRun *run, const TsneMap *maps, int count);
+static void make_map(TsneRun *run, TsneResult *result, Arena *arena);
+static void prepare_descent(TsneRun *run);
 static void descend(TsneRun *run, TsneResult *result);
 static void begin_descent(TsneRun *run, double learning_rate);
 static void end_exaggeration(TsneRun *run, double learning_rate);
@@ -35,46 +37,91 @@ static double count_seconds(TsneRun *run, TsnePart part, double since);
 static double divergence(TsneRun *run);
 static double gradient_norm(TsneRun *run);
 static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena);
-static void run_free(TsneRun *run);
+static void deliver_points(const TsneRun *run, TsneResult *result, Arena *arena);
+static void free_descent(TsneRun *run);
 
-void tsne(TsneResult *result, Arena *arena, const Matrix *x, const float *start, const TsneOptions *options) {
+void tsne(TsneResult *results, Arena *arena, const Matrix *x, const TsneMap *maps, int count,
+          const TsneOptions *options) {
     TsneRun run = {.x = x, .options = options, .name = x->name, .points = x->shard.total, .arena = arena_new()};
+    bool wanted[PERPLEXITIES_MAX] = {false};
     if (!error_caught())
         check_options(&run);
     comm_all_ok();
     run.shape = tsne_shape(run.points, x->width, options->axes, comm_rank(), comm_size());
     run.all_blocks = run.shape.count * comm_size();
-    int checks = options->max_iter / TSNE_CHECK_EVERY;
-    *result = (TsneResult){.check_iterations = ARENA_ARRAY(arena, int, checks, "t-SNE history"),
-                           .kl_history = ARENA_ARRAY(arena, double, checks, "t-SNE history")};
-    if (tsne_load_result(result, arena, &run)) {
-        progress_say("tsne %-15s %d/%d iterations from the checkpoint  KL %.4f", run.name, result->iterations,
-                     result->iterations, result->kl);
-        arena_free(run.arena);
-        return;
+    if (load_results(wanted, results, arena, &run, maps, count)) {
+        double least = -(double)dev_available() / comm_memory_sharers();
+        comm_max(&least, 1);
+        run.free_bytes = -least;
+        tsne_refuse_too_large(&run, &(TsneTileSize){0, 0}, &(TsneTileSize){0, 0});
+        tsne_gather_points(&run);
+        tsne_find_rows(&run, wanted);
+        for (int m = 0, p = -1; m < count; m++) {
+            if (results[m].map)
+                continue;
+            run.map = &maps[m];
+            if (run.map->perplexity != p) {
+                bool last = true;
+                p = run.map->perplexity;
+                wanted[p] = false;
+                for (int other = 0; other < options->perplexity_count; other++)
+                    last = last && !wanted[other];
+                tsne_free_affinities(&run);
+                tsne_find_affinities(&run, p, last);
+            }
+            make_map(&run, &results[m], arena);
+        }
+        tsne_free_affinities(&run);
     }
-    double least = -(double)dev_available() / comm_memory_sharers();
-    comm_max(&least, 1);
-    run.free_bytes = -least;
-    tsne_refuse_too_large(&run, &(TsneTileSize){0, 0}, &(TsneTileSize){0, 0});
-    tsne_gather_points(&run);
-    tsne_find_affinities(&run, result);
-    prepare_descent(&run, start);
-    if (options->checkpoint)
+    arena_free(run.arena);
+}
+
+/* What the checkpoint has of the maps; wanted: perplexities of the others. False where there is none. */
+static bool load_results(bool *wanted, TsneResult *results, Arena *arena, TsneRun *run, const TsneMap *maps,
+                         int count) {
+    const int checks = run->options->max_iter / TSNE_CHECK_EVERY;
+    bool any = false;
+    for (int m = 0; m < count; m++) {
+        run->map = &maps[m];
+        results[m] = (TsneResult){.check_iterations = ARENA_ARRAY(arena, int, checks, "t-SNE history"),
+                                  .kl_history = ARENA_ARRAY(arena, double, checks, "t-SNE history")};
+        if (tsne_load_result(&results[m], arena, run)) {
+            progress_say("%-20s %d/%d iterations from the checkpoint  KL %.4f", maps[m].key, results[m].iterations,
+                         results[m].iterations, results[m].kl);
+            continue;
+        }
+        any = wanted[maps[m].perplexity] = true;
+    }
+    return any;
+}
+
+static void make_map(TsneRun *run, TsneResult *result, Arena *arena) {
+    const TsneResult history = *result;
+    *result = run->p_facts;
+    result->check_iterations = history.check_iterations;
+    result->kl_history = history.kl_history;
+    prepare_descent(run);
+    if (run->options->checkpoint)
         stop_hold();
-    descend(&run, result);
-    deliver_map(&run, result, arena);
-    tsne_save_result(&run, result);
-    if (options->checkpoint)
-        stop_release(options->key);
-    run_free(&run);
+    descend(run, result);
+    deliver_map(run, result, arena);
+    deliver_points(run, result, arena);
+    tsne_save_result(run, result);
+    if (run->options->checkpoint)
+        stop_release(run->map->key);
+    free_descent(run);
 }
 
 static void check_options(const TsneRun *run) {
     const TsneOptions *o = run->options;
-    if (run->points < 2 || !(o->perplexity >= 1 && o->perplexity < (double)run->points))
-        die("t-SNE of %s: perplexity %g of %lld samples; it must be at least 1 and less than the number of samples",
-            run->name, o->perplexity, (long long)run->points);
+    for (int p = 0; p < o->perplexity_count; p++)
+        for (int k = 0; k < o->perplexity[p].count; k++) {
+            const double value = o->perplexity[p].value[k];
+            if (run->points < 2 || !(value >= 1 && value < (double)run->points))
+                die("t-SNE of %s: perplexity %g of %lld samples; it must be at least 1 and less than the number of "
+                    "samples",
+                    run->name, value, (long long)run->points);
+        }
     if (run->points > UINT32_MAX / 4)
         die("t-SNE of %s: %lld samples, at most %u are possible: choose some with --tsne-samples", run->name,
             (long long)run->points, UINT32_MAX / 4);
@@ -82,16 +129,18 @@ static void check_options(const TsneRun *run) {
         die("t-SNE of %s: %d axes asked for, it makes 2 or 3", run->name, o->axes);
 }
 
-static void prepare_descent(TsneRun *run, const float *start) {
+static void prepare_descent(TsneRun *run) {
     const int A = run->options->axes;
     const int64_t block = A * TSNE_BLOCK, count = run->shape.count;
-    float *y = ARENA_ARRAY(run->arena, float, run->all_blocks *block, "map");
+    Arena *arena = arena_new();
+    float *y = ARENA_ARRAY(arena, float, run->all_blocks *block, "map");
     for (int64_t i = 0; i < run->points; i++)
         for (int a = 0; a < A; a++)
-            y[i / TSNE_BLOCK * block + a * TSNE_BLOCK + i % TSNE_BLOCK] = start[run->order[i] * A + a];
+            y[i / TSNE_BLOCK * block + a * TSNE_BLOCK + i % TSNE_BLOCK] = run->map->start[run->order[i] * A + a];
     const size_t map_bytes = (size_t)(run->all_blocks * block) * sizeof(float);
     run->y = dev_alloc(map_bytes);
     dev_upload(run->y, y, map_bytes);
+    arena_free(arena);
     run->update = dev_alloc((size_t)(count * block) * sizeof(float));
     run->gains = dev_alloc((size_t)(count * block) * sizeof(float));
     run->sums = dev_alloc((size_t)(comm_size() * k_tsne_sums(&run->shape)) * sizeof(int64_t));
@@ -113,8 +162,8 @@ static void descend(TsneRun *run, TsneResult *result) {
     result->learning_rate = o->learning_rate;
     if (result->learning_rate <= 0)
         result->learning_rate = fmax((double)run->points / o->early_exaggeration / 4, 50);
-    char stage[160], note[64] = "";
-    snprintf(stage, sizeof stage, "tsne %s", run->name);
+    const char *stage = run->map->key;
+    char part[160], note[64] = "";
     progress_begin(stage, "iterations", o->max_iter);
     begin_descent(run, result->learning_rate);
     if (tsne_load(run, result))
@@ -154,13 +203,14 @@ static void descend(TsneRun *run, TsneResult *result) {
     progress_end(note);
     static const char *const parts[TSNE_PARTS] = {"repulsion", "attraction", "update", "communication"};
     for (int i = 0; i < TSNE_PARTS && !dev_stream(); i++) { /* a GPU does its parts when the host is long past them */
-        snprintf(stage, sizeof stage, "tsne %s %s", run->name, parts[i]);
-        progress_part(stage, run->seconds[i]);
+        snprintf(part, sizeof part, "%s %s", stage, parts[i]);
+        progress_part(part, run->seconds[i]);
     }
 }
 
 static void begin_descent(TsneRun *run, double learning_rate) {
     const TsneOptions *o = run->options;
+    memset(run->seconds, 0, sizeof run->seconds);
     run->descent = (TsneDescent){.step = {o->early_exaggeration, 0.5, learning_rate},
                                  .best = DBL_MAX,
                                  .patience = PATIENCE_EXAGGERATED,
@@ -272,29 +322,42 @@ static double gradient_norm(TsneRun *run) {
 static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena) {
     const int A = run->options->axes;
     const int64_t block = A * TSNE_BLOCK;
-    float *y = ARENA_ARRAY(run->arena, float, run->all_blocks *block, "map");
+    Arena *scratch = arena_new();
+    float *y = ARENA_ARRAY(scratch, float, run->all_blocks *block, "map");
     dev_download(y, run->y, (size_t)(run->all_blocks * block) * sizeof(float));
     result->map = ARENA_ARRAY(arena, float, run->points *A, "map");
     for (int64_t i = 0; i < run->points; i++)
         for (int a = 0; a < A; a++)
             result->map[run->order[i] * A + a] = y[i / TSNE_BLOCK * block + a * TSNE_BLOCK + i % TSNE_BLOCK];
+    arena_free(scratch);
 }
 
-static void run_free(TsneRun *run) {
-    void *on_device[] = {run->affinities.tile,
-                         run->affinities.cell_start,
-                         run->affinities.value_start,
-                         run->affinities.cell,
-                         run->affinities.value,
-                         run->y,
-                         run->update,
-                         run->gains,
-                         run->sums,
-                         run->sums_mine,
-                         run->norm,
-                         run->scratch};
+/* Of each point: sum over j of p ln(p / w) + ln(sum w) sum of p, as the divergence of all has it. */
+static void deliver_points(const TsneRun *run, TsneResult *result, Arena *arena) {
+    Arena *scratch = arena_new();
+    const size_t bytes = (size_t)run->points * sizeof(int64_t);
+    int64_t *logs = ARENA_ARRAY(scratch, int64_t, run->points, "divergence"), totals[TSNE_TOTALS];
+    int64_t *sums = dev_alloc(bytes);
+    dev_upload(sums, logs, bytes);
+    k_tsne_point_logs(sums, &run->affinities, run->y, &run->shape);
+    dev_download(logs, sums, bytes);
+    dev_free(sums);
+    comm_sum_int64(logs, (size_t)run->points);
+    dev_download(totals, run->sums_mine + k_tsne_sums(&run->shape) - TSNE_TOTALS, sizeof totals);
+    double log_w = log(2 * (double)totals[TSNE_TOTAL_W] * k_tsne_w_unit(run->points));
+    comm_broadcast(&log_w, sizeof log_w); /* nodes may have different versions of libm */
+    result->kl_sample = ARENA_ARRAY(arena, float, run->points, "divergence");
+    result->sigma = ARENA_ARRAY(arena, float, run->points, "sigma");
+    memcpy(result->sigma, run->sigma[run->map->perplexity], (size_t)run->points * sizeof(float));
+    for (int64_t i = 0; i < run->points; i++)
+        result->kl_sample[run->order[i]] = (float)((double)logs[i] * TSNE_LOG_UNIT + log_w * run->p_row[i]);
+    arena_free(scratch);
+}
+
+static void free_descent(TsneRun *run) {
+    void *on_device[] = {run->y, run->update, run->gains, run->sums, run->sums_mine, run->norm, run->scratch};
     dev_repeat_free(run->forces);
+    run->forces = NULL;
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         dev_free(on_device[i]);
-    arena_free(run->arena);
 }

@@ -1,9 +1,9 @@
 /* tsne_affinities.c: the points of a t-SNE on every rank, and the rank's rows of P.
  *
- * P is of all pairs. Three passes over the distances, none of which exchanges P: each row's own distribution, by the
- * owner of the row; after a gather of three numbers a row, how many pairs each pair of tiles keeps; their values. Between
- * the last two it is known what P takes: tiles are dealt so that ranks have equal shares, and too much is refused before
- * anything is allocated. */
+ * P is of all pairs. Three passes over the distances, none of which exchanges P: each row's own distributions of all
+ * perplexities, by the owner of the row; after a gather of three numbers a row and perplexity, how many pairs each pair of
+ * tiles keeps, for each P; its values, when its maps are to be made. Between the last two it is known what P takes: tiles
+ * are dealt so that ranks have equal shares, and too much is refused before anything is allocated. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,14 +15,20 @@
 #include "tsne_order.h"
 #include "tsne_run.h"
 
+/* The bounds of a search (kernels/shared_tsne.h), as float32 has them. */
+static const double BETA_LOWEST = 1.00001e-20, BETA_HIGHEST = 0.99999e30;
+
 /* A pair is kept where c(j|i) or c(i|j) is at least this over N: what a row drops is below 2^-23 of its weight. */
 static const double AFFINITY_LEAST = 0x1p-24;
 
 static float find_scale(const TsneRun *run, const float *all);
-static void find_rows(TsneRun *run);
-static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch);
-static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *sizes);
-static void fill_affinities(TsneRun *run, TsneResult *result, void *scratch);
+static void search_rows(TsneRun *run);
+static void find_sigma(TsneRun *run, int kernels);
+static TsneRows rows_of(const TsneRun *run, int perplexity);
+static void count_pairs(const TsneRun *run, int perplexity, void *scratch);
+static int64_t deal_tiles(const TsneRun *run, int perplexity, int64_t *tile, TsneTileSize *total, TsneTileSize *most);
+static void allocate_affinities(TsneRun *run, const TsneTileSize *sizes, const int64_t *tile, int64_t tiles);
+static void fill_affinities(TsneRun *run, int perplexity);
 static float least_affinity(const TsneRun *run);
 static TsneShape piece_of(const TsneRun *run, int64_t from);
 static int64_t tiles_in_piece(const TsneRun *run);
@@ -39,9 +45,9 @@ void tsne_gather_points(TsneRun *run) {
     dev_download(mine, x->rows, (size_t)x->shard.count * row_bytes);
     shard_gather(all, mine, row_bytes, x->shard);
     arena_free(part);
-    const float scale = find_scale(run, all);
+    run->scale = find_scale(run, all);
     run->order = ARENA_ARRAY(run->arena, int64_t, run->points, "order of points");
-    tsne_order(run->order, all, run->points, x->width, scale);
+    tsne_order(run->order, all, run->points, x->width, run->scale);
 
     const int64_t piece = 16 * TSNE_BLOCK; /* rows at a time */
     run->packed = dev_alloc((size_t)blocks * TSNE_BLOCK * row_bytes);
@@ -52,37 +58,69 @@ void tsne_gather_points(TsneRun *run) {
         for (int64_t i = 0; i < count; i++)
             memcpy(staged + i * x->width, all + run->order[from + i] * x->width, row_bytes);
         dev_upload(on_device, staged, (size_t)count * row_bytes);
-        k_tsne_pack(run->packed + from * x->width, on_device, count, x->width, scale);
+        k_tsne_pack(run->packed + from * x->width, on_device, count, x->width, run->scale);
     }
     dev_free(on_device);
     arena_free(whole);
 }
 
-void tsne_find_affinities(TsneRun *run, TsneResult *result) {
-    find_rows(run);
-    void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
+void tsne_find_rows(TsneRun *run, const bool *wanted) {
     const int64_t all_tiles = k_tsne_tiles(run->points);
-    Arena *arena = arena_new();
-    TsneTileSize *sizes = ARENA_ARRAY(arena, TsneTileSize, all_tiles, "tiles of P");
-    count_pairs(run, sizes, scratch);
-    TsneTileSize most = deal_tiles(run, arena, sizes);
-    for (int64_t t = 0; t < all_tiles; t++) {
-        result->affinities.cells += sizes[t].cells;
-        result->affinities.values += sizes[t].values;
+    const size_t rows_bytes = (size_t)run->points * sizeof(double);
+    char stage[160];
+    snprintf(stage, sizeof stage, "affinities %s", run->name);
+    progress_begin(stage, "rows", run->points);
+    search_rows(run);
+    run->p_row = arena_alloc(run->arena, rows_bytes, 1, "sums of P");
+    void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
+    for (int p = 0; p < run->options->perplexity_count; p++) {
+        if (!wanted[p])
+            continue;
+        TsneTileSize total, most;
+        run->sizes[p] = ARENA_ARRAY(run->arena, TsneTileSize, all_tiles, "tiles of P");
+        count_pairs(run, p, scratch);
+        deal_tiles(run, p, NULL, &total, &most);
+        tsne_refuse_too_large(run, &total, &most);
     }
-    result->affinity_nonzeros = 2 * result->affinities.values;
-    arena_free(arena);
-    fill_affinities(run, result, scratch);
     dev_free(scratch);
-    dev_free(run->packed);
-    dev_free(run->rows);
-    run->packed = run->rows = NULL;
+    run->stage_begun = true;
+}
+
+void tsne_find_affinities(TsneRun *run, int perplexity, bool last) {
+    TsneTileSize most;
+    Arena *arena = arena_new();
+    int64_t *tile = ARENA_ARRAY(arena, int64_t, k_tsne_tiles(run->points), "tiles of P");
+    run->p_facts = (TsneResult){0};
+    if (!run->stage_begun) { /* not the first P */
+        char stage[160];
+        snprintf(stage, sizeof stage, "affinities%s", run->map->key + strlen("tsne"));
+        progress_begin(stage, "rows", run->points);
+    }
+    run->stage_begun = false;
+    const int64_t tiles = deal_tiles(run, perplexity, tile, &run->p_facts.affinities, &most);
+    allocate_affinities(run, run->sizes[perplexity], tile, tiles);
+    arena_free(arena);
+    run->p_facts.affinity_nonzeros = 2 * run->p_facts.affinities.values;
+    fill_affinities(run, perplexity);
+    if (last) {
+        dev_free(run->packed);
+        dev_free(run->rows);
+        run->packed = run->rows = NULL;
+    }
     char note[160];
     const double bytes = (double)most.cells * sizeof(TsneCell) + (double)most.values * sizeof(float);
     snprintf(note, sizeof note, "%.0f neighbours a point, %.1f MiB a rank",
-             (double)result->affinity_nonzeros / (double)run->points, bytes / 0x1p20);
-    result->bytes = tsne_bytes(run, most);
+             (double)run->p_facts.affinity_nonzeros / (double)run->points, bytes / 0x1p20);
+    run->p_facts.bytes = tsne_bytes(run, most);
     progress_end(note);
+}
+
+void tsne_free_affinities(TsneRun *run) {
+    TsneAffinities *a = &run->affinities;
+    void *on_device[] = {a->tile, a->cell_start, a->value_start, a->cell, a->value};
+    for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
+        dev_free(on_device[i]);
+    *a = (TsneAffinities){0};
 }
 
 void tsne_check_finite(const TsneRun *run, double value, const char *otherwise) {
@@ -100,35 +138,72 @@ static float find_scale(const TsneRun *run, const float *all) {
     return most > 0 ? ldexpf(1, -ilogbf(most) > 126 ? 126 : -ilogbf(most)) : 1;
 }
 
-/* beta, low and scale of each row: computed by its owner, then everyone's. */
-static void find_rows(TsneRun *run) {
-    const size_t block_bytes = TSNE_ROW_NUMBERS * TSNE_BLOCK * sizeof(float);
-    char stage[160];
-    snprintf(stage, sizeof stage, "affinities %s", run->name);
-    progress_begin(stage, "rows", run->points);
-    run->rows = dev_alloc((size_t)run->all_blocks * block_bytes);
+/* The numbers of each row, of all perplexities: computed by its owner, then everyone's. */
+static void search_rows(TsneRun *run) {
+    const TsneOptions *o = run->options;
+    TsneKernels kernels = {0};
+    for (int p = 0; p < o->perplexity_count; p++)
+        for (int k = 0; k < o->perplexity[p].count; k++) {
+            kernels.perplexity[kernels.count] = o->perplexity[p].value[k];
+            kernels.share[kernels.count++] = 1 / (float)o->perplexity[p].count;
+        }
+    const int64_t block_floats = (int64_t)kernels.count * TSNE_ROW_NUMBERS * TSNE_BLOCK;
+    run->rows = dev_alloc((size_t)(run->all_blocks * block_floats) * sizeof(float));
     void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
     for (int64_t from = 0; from < run->shape.count;) {
         TsneShape piece = piece_of(run, from);
-        k_tsne_search(run->rows + piece.first * TSNE_ROW_NUMBERS * TSNE_BLOCK, run->packed, &piece,
-                      run->options->perplexity, scratch);
+        k_tsne_search(run->rows + piece.first * block_floats, run->packed, &piece, &kernels, scratch);
         from += piece.count;
         show_affinities(run, 0, (double)from / (double)run->shape.count);
     }
     dev_free(scratch);
-    float *mine = run->rows + run->shape.first * TSNE_ROW_NUMBERS * TSNE_BLOCK;
-    comm_all_gather_device(run->rows, mine, (size_t)run->shape.count * block_bytes);
+    comm_all_gather_device(run->rows, run->rows + run->shape.first * block_floats,
+                           (size_t)(run->shape.count * block_floats) * sizeof(float));
+    find_sigma(run, kernels.count);
 }
 
-/* sizes (all pairs of tiles), on every rank. */
-static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch) {
+/* sigma = 1 / sqrt(2 beta), of x as it was before it was scaled. Where no beta gives the perplexity the search ends at a
+ * bound: more ties at the least distance than that, or fewer points. */
+static void find_sigma(TsneRun *run, int kernels) {
+    const int64_t block = (int64_t)kernels * TSNE_ROW_NUMBERS * TSNE_BLOCK;
+    const int64_t floats = (run->points + TSNE_BLOCK - 1) / TSNE_BLOCK * block;
+    Arena *arena = arena_new();
+    float *rows = ARENA_ARRAY(arena, float, floats, "rows");
+    dev_download(rows, run->rows, (size_t)floats * sizeof *rows);
+    for (int p = 0, kernel = 0; p < run->options->perplexity_count; kernel += run->options->perplexity[p++].count) {
+        run->sigma[p] = ARENA_ARRAY(run->arena, float, run->points, "sigma");
+        for (int64_t i = 0; i < run->points; i++) {
+            const int64_t place = (kernel * TSNE_ROW_NUMBERS + TSNE_ROW_BETA) * TSNE_BLOCK + i % TSNE_BLOCK;
+            const double beta = (double)rows[i / TSNE_BLOCK * block + place];
+            double sigma = 1 / sqrt(2 * beta) / (double)run->scale;
+            sigma = beta >= BETA_HIGHEST ? 0 : beta <= BETA_LOWEST ? INFINITY : sigma;
+            run->sigma[p][run->order[i]] = (float)sigma;
+        }
+    }
+    arena_free(arena);
+}
+
+/* What one P is made of. */
+static TsneRows rows_of(const TsneRun *run, int perplexity) {
+    const Perplexity *of = run->options->perplexity;
+    int first = 0;
+    for (int p = 0; p < perplexity; p++)
+        first += of[p].count;
+    return (TsneRows){run->rows + first * TSNE_ROW_NUMBERS * TSNE_BLOCK, tsne_kernels(run->options),
+                      of[perplexity].count};
+}
+
+/* Sets sizes (all pairs of tiles) of a P, on every rank. */
+static void count_pairs(const TsneRun *run, int perplexity, void *scratch) {
     const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts, piece = tiles_in_piece(run);
+    const TsneRows rows = rows_of(run, perplexity);
+    TsneTileSize *sizes = run->sizes[perplexity];
     Arena *arena = arena_new();
     TsneTileSize *mine = ARENA_ARRAY(arena, TsneTileSize, piece, "tiles of P");
     TsneTileSize *on_device = dev_alloc((size_t)piece * sizeof *on_device);
     for (int64_t from = run->shape.part; from < all_tiles; from += piece * ranks) {
         int64_t left = (all_tiles - from + ranks - 1) / ranks, count = left < piece ? left : piece;
-        k_tsne_count(on_device, run->packed, run->rows, &run->shape, from, ranks, count, least_affinity(run), scratch);
+        k_tsne_count(on_device, run->packed, &rows, &run->shape, from, ranks, count, least_affinity(run), scratch);
         dev_download(mine, on_device, (size_t)count * sizeof *mine);
         for (int64_t t = 0; t < count; t++)
             sizes[from + t * ranks] = mine[t];
@@ -141,14 +216,14 @@ static void count_pairs(const TsneRun *run, TsneTileSize *sizes, void *scratch) 
 
 /* Deals the pairs of tiles to the ranks, in the order of their numbers, each to the rank that has least to do so far: the
  * repulsion of all cells, and about as much again for the attraction of those of P, of which tiles near the diagonal have
- * many times as many as others. Allocates this rank's P; gives the size of the largest share. */
-static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *sizes) {
+ * many times as many as others. Gives the number of this rank's, and which they are (unless NULL); total: of all ranks;
+ * most: the largest share. */
+static int64_t deal_tiles(const TsneRun *run, int perplexity, int64_t *tile, TsneTileSize *total, TsneTileSize *most) {
     const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts;
-    TsneTileSize *dealt = ARENA_ARRAY(arena, TsneTileSize, ranks, "tiles of P"), most = {0, 0}, total = {0, 0};
-    int64_t *tile = ARENA_ARRAY(arena, int64_t, all_tiles, "tiles of P"), tiles = 0;
-    int64_t *cell_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
-    int64_t *value_start = ARENA_ARRAY(arena, int64_t, all_tiles + 1, "tiles of P");
-    int64_t *work = ARENA_ARRAY(arena, int64_t, ranks, "tiles of P");
+    const TsneTileSize *sizes = run->sizes[perplexity];
+    Arena *arena = arena_new();
+    TsneTileSize *dealt = ARENA_ARRAY(arena, TsneTileSize, ranks, "tiles of P");
+    int64_t *work = ARENA_ARRAY(arena, int64_t, ranks, "tiles of P"), tiles = 0;
     for (int64_t t = 0; t < all_tiles; t++) {
         int64_t to = 0, row, column;
         for (int64_t r = 1; r < ranks; r++)
@@ -157,19 +232,31 @@ static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *s
         work[to] += sizes[t].cells + TSNE_TILE_BLOCKS * TSNE_TILE_BLOCKS / (row == column ? 2 : 1);
         dealt[to].cells += sizes[t].cells;
         dealt[to].values += sizes[t].values;
-        if (to != run->shape.part)
-            continue;
-        tile[tiles] = t;
-        cell_start[tiles + 1] = cell_start[tiles] + sizes[t].cells;
-        value_start[tiles + 1] = value_start[tiles] + sizes[t].values;
-        tiles++;
+        if (to == run->shape.part) {
+            if (tile)
+                tile[tiles] = t;
+            tiles++;
+        }
     }
+    *total = *most = (TsneTileSize){0, 0};
     for (int64_t r = 0; r < ranks; r++) {
-        total = (TsneTileSize){total.cells + dealt[r].cells, total.values + dealt[r].values};
-        most.cells = dealt[r].cells > most.cells ? dealt[r].cells : most.cells;
-        most.values = dealt[r].values > most.values ? dealt[r].values : most.values;
+        *total = (TsneTileSize){total->cells + dealt[r].cells, total->values + dealt[r].values};
+        most->cells = dealt[r].cells > most->cells ? dealt[r].cells : most->cells;
+        most->values = dealt[r].values > most->values ? dealt[r].values : most->values;
     }
-    tsne_refuse_too_large(run, &total, &most);
+    arena_free(arena);
+    return tiles;
+}
+
+/* tile (tiles): this rank's pairs of tiles. */
+static void allocate_affinities(TsneRun *run, const TsneTileSize *sizes, const int64_t *tile, int64_t tiles) {
+    Arena *arena = arena_new();
+    int64_t *cell_start = ARENA_ARRAY(arena, int64_t, tiles + 1, "tiles of P");
+    int64_t *value_start = ARENA_ARRAY(arena, int64_t, tiles + 1, "tiles of P");
+    for (int64_t t = 0; t < tiles; t++) {
+        cell_start[t + 1] = cell_start[t] + sizes[tile[t]].cells;
+        value_start[t + 1] = value_start[t] + sizes[tile[t]].values;
+    }
     TsneAffinities *a = &run->affinities;
     const size_t start_bytes = (size_t)(tiles + 1) * sizeof(int64_t);
     *a = (TsneAffinities){tiles,
@@ -183,12 +270,14 @@ static TsneTileSize deal_tiles(TsneRun *run, Arena *arena, const TsneTileSize *s
     dev_upload(a->value_start, value_start, start_bytes);
     const float zeros[TSNE_BLOCK] = {0};
     dev_upload(a->value + value_start[tiles], zeros, sizeof zeros);
-    return most;
+    arena_free(arena);
 }
 
 /* Sets the rank's P, and of the whole of it the sums. */
-static void fill_affinities(TsneRun *run, TsneResult *result, void *scratch) {
+static void fill_affinities(TsneRun *run, int perplexity) {
     const size_t count = (size_t)(2 * run->points + 1);
+    const TsneRows rows = rows_of(run, perplexity);
+    void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
     Arena *arena = arena_new();
     int64_t *host = ARENA_ARRAY(arena, int64_t, count, "sums of P");
     int64_t *sums = dev_alloc(count * sizeof *sums);
@@ -196,22 +285,26 @@ static void fill_affinities(TsneRun *run, TsneResult *result, void *scratch) {
     const TsneAffinitySums on_device = {sums, sums + run->points, sums + 2 * run->points};
     const int64_t tiles = run->affinities.tiles, piece = tiles_in_piece(run);
     for (int64_t from = 0; from < tiles; from += piece) {
-        k_tsne_fill(&run->affinities, on_device, from, tiles - from < piece ? tiles : from + piece, run->packed,
-                    run->rows, &run->shape, least_affinity(run), scratch);
+        k_tsne_fill(&run->affinities, on_device, from, tiles - from < piece ? tiles : from + piece, run->packed, &rows,
+                    &run->shape, least_affinity(run), scratch);
         show_affinities(run, 2, (double)from / (double)tiles);
     }
     dev_download(host, sums, count * sizeof *sums);
     dev_free(sums);
+    dev_free(scratch);
     comm_sum_int64(host, count);
+    TsneResult *facts = &run->p_facts;
+    run->p_sum = 0;
     for (int64_t i = 0; i < run->points; i++) {
         double kept = (double)host[i] * k_tsne_kept_unit(run->points);
         double dropped = (double)host[run->points + i] * TSNE_DROPPED_UNIT;
-        run->p_sum += kept / (2 * (double)run->points);
+        run->p_row[i] = kept / (2 * (double)run->points);
+        run->p_sum += run->p_row[i];
         if (kept + dropped > 0)
-            result->affinity_dropped_mass = fmax(result->affinity_dropped_mass, dropped / (kept + dropped));
+            facts->affinity_dropped_mass = fmax(facts->affinity_dropped_mass, dropped / (kept + dropped));
     }
     run->p_log_p = 2 * (double)host[2 * run->points] * TSNE_LOG_UNIT;
-    result->affinity_sum = run->p_sum;
+    facts->affinity_sum = run->p_sum;
     arena_free(arena);
 }
 

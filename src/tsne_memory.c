@@ -16,24 +16,35 @@ TsneShape tsne_shape(int64_t points, int width, int axes, int rank, int ranks) {
     return (TsneShape){points, each * rank, each, width, axes, rank, ranks};
 }
 
-TsneBytes tsne_needs(const TsneShape *shape, TsneTileSize share) {
+int tsne_kernels(const TsneOptions *options) {
+    int kernels = 0;
+    for (int p = 0; p < options->perplexity_count; p++)
+        kernels += options->perplexity[p].count;
+    return kernels;
+}
+
+TsneBytes tsne_needs(const TsneShape *shape, const TsneOptions *options, TsneTileSize share) {
     const double points = (double)shape->points, rows = (double)(shape->count * shape->parts) * TSNE_BLOCK;
     const double own_rows = (double)shape->count * TSNE_BLOCK, tiles = (double)k_tsne_tiles(shape->points);
     const double row_bytes = shape->width * sizeof(float), map_row = shape->axes * sizeof(float);
-    TsneBytes b = {.order = points * sizeof(int64_t), .affinities = p_bytes(share)};
+    const double sizes = tiles * sizeof(TsneTileSize) * options->perplexity_count;
+    const double input = points * row_bytes + rows * tsne_kernels(options) * TSNE_ROW_NUMBERS * sizeof(float);
+    TsneBytes b = {.order = points * (2 * sizeof(int64_t) + options->perplexity_count * sizeof(float)) + sizes,
+                   .affinities = p_bytes(share)};
     b.gathering = 2 * points * row_bytes + own_rows * row_bytes; /* of all ranks: one copy as sent, one in order */
-    b.making = points * row_bytes + rows * TSNE_ROW_NUMBERS * sizeof(float) +
-               (double)k_tsne_affinity_scratch(shape->points, shape->width) +
-               tiles * (sizeof(TsneTileSize) + 3 * sizeof(int64_t)) + 4 * points * sizeof(int64_t);
+    b.making = input + (double)k_tsne_affinity_scratch(shape->points, shape->width) + tiles * 3 * sizeof(int64_t) +
+               4 * points * sizeof(int64_t);
     b.descent = 2 * rows * map_row + 2 * own_rows * map_row + points * map_row + /* maps; update and gains */
                 (double)(shape->parts + 1) * (double)k_tsne_sums(shape) * sizeof(int64_t) +
-                (double)k_tsne_scratch(shape);
+                (double)k_tsne_scratch(shape) + 2 * points * sizeof(int64_t) + 2 * points * sizeof(float);
+    if (options->perplexity_count > 1) /* the next P is made of them */
+        b.descent += input;
     b.most = b.order + fmax(b.gathering, b.affinities + fmax(b.making, b.descent));
     return b;
 }
 
 double tsne_bytes(const TsneRun *run, TsneTileSize share) {
-    return tsne_needs(&run->shape, share).most;
+    return tsne_needs(&run->shape, run->options, share).most;
 }
 
 void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most) {

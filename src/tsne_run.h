@@ -1,4 +1,4 @@
-/* tsne_run.h: one t-SNE, between tsne.c (descent) and tsne_affinities.c (points and P). */
+/* tsne_run.h: the t-SNE of a matrix, between tsne.c (descent) and tsne_affinities.c (points and P). */
 #ifndef CNNSCOPE_TSNE_RUN_H
 #define CNNSCOPE_TSNE_RUN_H
 
@@ -21,15 +21,27 @@ typedef struct {
 typedef struct {
     const Matrix *x;
     const TsneOptions *options;
+    const TsneMap *map; /* the one that is being made */
     const char *name;
     int64_t points, all_blocks; /* all_blocks: of all ranks, padding included */
     TsneShape shape;
     int64_t *order; /* host: sample at each place of the order of t-SNE */
+    float scale;    /* of the points, a power of two: distances are of x times scale */
     float *packed;  /* device: points (blocks, D, 16) */
-    float *rows;    /* device: TSNE_ROW_NUMBERS of each row (all_blocks, .., 16) */
+    float *rows;    /* device: numbers of each row, of all perplexities (all_blocks, .., TSNE_ROW_NUMBERS, 16) */
+    float *sigma[PERPLEXITIES_MAX];        /* host (points), sample order: of each perplexity's first kernel */
+    TsneTileSize *sizes[PERPLEXITIES_MAX]; /* host (tiles): of each P that is wanted, else NULL */
+    double free_bytes;                     /* when it began, on the rank that had least */
+
+    bool stage_begun;                      /* that of the first P */
+
+    /* Of the P at hand. */
     TsneAffinities affinities;
-    double free_bytes;     /* when it began, on the rank that had least */
+    double *p_row;         /* host (points), in their order: sums of the rows of P, as kept */
     double p_sum, p_log_p; /* of the whole P, as kept */
+    TsneResult p_facts;    /* its affinity_ numbers, affinities and bytes */
+
+    /* Of the map at hand. */
     float *y;              /* device (all_blocks, A, 16) */
     float *update, *gains; /* device, of the rank (count, A, 16) */
     int64_t *sums;         /* device (ranks, k_tsne_sums): forces of this rank's pairs on all points */
@@ -51,10 +63,12 @@ typedef struct {
     double order, gathering, making, affinities, descent;
     double most; /* at one time */
 } TsneBytes;
-TsneBytes tsne_needs(const TsneShape *shape, TsneTileSize share);
+TsneBytes tsne_needs(const TsneShape *shape, const TsneOptions *options, TsneTileSize share);
 
 /* Bytes this rank's t-SNE takes at most at one time, with a share of P of that size: on the host and the device. */
 double tsne_bytes(const TsneRun *run, TsneTileSize share);
+
+int tsne_kernels(const TsneOptions *options); /* perplexities of all maps */
 
 /* Collective. Dies unless the largest share, and all else, fits into what the rank with least memory had when t-SNE
  * began (run->free_bytes), naming what would. total: of all ranks. */
@@ -63,11 +77,16 @@ void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const 
 /* Collective. Sets order and packed: all points on every rank, in that order. */
 void tsne_gather_points(TsneRun *run);
 
-/* Collective. Sets the rank's affinities, p_sum and p_log_p, and the affinity_ numbers of the result; frees packed.
- * Dies when P does not fit in memory. */
-void tsne_find_affinities(TsneRun *run, TsneResult *result);
+/* Collective. Begins the stage of affinities. The rows of all perplexities, from one computation of distances; their
+ * sigma; and the sizes of those P that are wanted. Dies when one of them does not fit in memory. */
+void tsne_find_rows(TsneRun *run, const bool *wanted);
 
-/* Collective, of tsne_state.c: what a checkpoint knows of a t-SNE.
+/* Collective. Ends the stage. The rank's part of one P and what belongs to it. last: no other P will be made, packed and
+ * rows are freed. */
+void tsne_find_affinities(TsneRun *run, int perplexity, bool last);
+void tsne_free_affinities(TsneRun *run);
+
+/* Collective, of tsne_state.c: what a checkpoint knows of run->map.
  *
  * tsne_load_result: the whole result, where that t-SNE had ended; map in the arena. tsne_load: the state that was saved,
  * into descent, y, update, gains and the history, where there is one for these points and axes; false: all is as it was.

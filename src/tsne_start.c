@@ -109,7 +109,7 @@ static void start_from_file(float *start, Arena *arena, const Job *job, const in
     dataset_close(file);
 }
 
-float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p, int width_of_data,
+float *tsne_start(int64_t *positions, Arena *arena, const Job *job, int run, const Pca *p, int width_of_data,
                   const int64_t *keep, Shard shard) {
     const Options *o = job->options;
     int axes = o->tsne;
@@ -120,8 +120,10 @@ float *tsne_start(int64_t *positions, Arena *arena, const Job *job, const Pca *p
     float *start = ARENA_ARRAY(arena, float, n *axes, "t-SNE start");
     for (int64_t i = 0; i < n; i++)
         for (int a = 0; a < axes; a++)
-            start[i * axes + a] = (float)(START_STD * random_normal((uint64_t)o->seed,
+            start[i * axes + a] = (float)(START_STD * random_normal((uint64_t)o->seed + (uint64_t)run,
                                                                     (uint64_t)(job->from + positions[i]), (uint64_t)a));
+    if (run > 0)
+        return start;
     if (strcmp(o->init, "pca") == 0) {
         int columns = axes < p->components ? axes : p->components;
         Matrix scores = matrix_part(&p->scores, keep, shard, columns);

@@ -1,7 +1,8 @@
 /* tsne_state.c: a t-SNE in a checkpoint, as one whole: its state on the way, at last its result. See tsne_run.h.
  *
- * Saved: Saved below, the history, then the map in the order of the samples (a result), or map, update and gains in whole
- * blocks in the order of t-SNE without the padding of the ranks (a state), so that any number of ranks can go on from it. */
+ * Saved: Saved below, the history, then the map, each sample's part of the divergence and sigma in the order of the samples
+ * (a result), or map, update and gains in whole blocks in the order of t-SNE without the padding of the ranks (a state), so
+ * that any number of ranks can go on from it. */
 #include <string.h>
 
 #include "comm.h"
@@ -28,7 +29,7 @@ static size_t history_bytes(int64_t checks) {
 static bool find(Saved *saved, const char **rest, const TsneRun *run, Arena *scratch, bool ended) {
     size_t bytes;
     const int64_t A = run->options->axes, checks_most = run->options->max_iter / TSNE_CHECK_EVERY;
-    const char *found = checkpoint_load(run->options->checkpoint, scratch, run->options->key, &bytes);
+    const char *found = checkpoint_load(run->options->checkpoint, scratch, run->map->key, &bytes);
     if (!found || bytes < sizeof *saved)
         return false;
     memcpy(saved, found, sizeof *saved);
@@ -37,7 +38,7 @@ static bool find(Saved *saved, const char **rest, const TsneRun *run, Arena *scr
         saved->checks > checks_most || saved->descent.iteration < 0 ||
         saved->descent.iteration > run->options->max_iter)
         return false;
-    const int64_t floats = ended ? run->points * A : 3 * blocks_of(run) * TSNE_BLOCK * A;
+    const int64_t floats = ended ? run->points * (A + 2) : 3 * blocks_of(run) * TSNE_BLOCK * A;
     return bytes == sizeof *saved + history_bytes(saved->checks) + (size_t)floats * sizeof(float);
 }
 
@@ -60,6 +61,10 @@ bool tsne_load_result(TsneResult *result, Arena *arena, const TsneRun *run) {
         rest = take_history(result, &saved, rest);
         result->map = ARENA_ARRAY(arena, float, floats, "map");
         memcpy(result->map, rest, (size_t)floats * sizeof(float));
+        rest += (size_t)floats * sizeof(float);
+        result->kl_sample = ARENA_ARRAY(arena, float, 2 * run->points, "divergence");
+        memcpy(result->kl_sample, rest, 2 * (size_t)run->points * sizeof(float));
+        result->sigma = result->kl_sample + run->points;
         result->kl = saved.kl;
         result->iterations = (int)saved.iterations;
         result->learning_rate = saved.learning_rate;
@@ -131,7 +136,7 @@ void tsne_save(const TsneRun *run, const TsneResult *result) {
                                 {y, map_bytes},
                                 {gather_blocks(run, run->update, scratch), map_bytes},
                                 {gather_blocks(run, run->gains, scratch), map_bytes}};
-    checkpoint_save(run->options->checkpoint, run->options->key, parts, sizeof parts / sizeof *parts);
+    checkpoint_save(run->options->checkpoint, run->map->key, parts, sizeof parts / sizeof *parts);
     arena_free(scratch);
 }
 
@@ -149,6 +154,8 @@ void tsne_save_result(const TsneRun *run, const TsneResult *result) {
     const RecordPart parts[] = {{&saved, sizeof saved},
                                 {result->check_iterations, checks * sizeof *result->check_iterations},
                                 {result->kl_history, checks * sizeof *result->kl_history},
-                                {result->map, (size_t)(run->points * run->options->axes) * sizeof(float)}};
-    checkpoint_save(run->options->checkpoint, run->options->key, parts, sizeof parts / sizeof *parts);
+                                {result->map, (size_t)(run->points * run->options->axes) * sizeof(float)},
+                                {result->kl_sample, (size_t)run->points * sizeof(float)},
+                                {result->sigma, (size_t)run->points * sizeof(float)}};
+    checkpoint_save(run->options->checkpoint, run->map->key, parts, sizeof parts / sizeof *parts);
 }

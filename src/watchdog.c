@@ -61,6 +61,10 @@ void watchdog_goes_on(void) {
     watchdog_tick();
 }
 
+static bool first_to_speak(void) {
+    return atomic_exchange(&slots[0].said, 1) == 0;
+}
+
 static bool is_late(Slot *slot, int64_t time) {
     return time - atomic_load(&slot->last) > limit + atomic_load(&slot->extra);
 }
@@ -142,7 +146,7 @@ static void *watch(void *unused) {
         suspected = suspected ? suspected : time;
         if (!behind && (busy || time - suspected < patience))
             continue;
-        if (atomic_exchange(&slots[0].said, 1) == 0)
+        if (first_to_speak())
             speak(behind, time);
         error_mark();
         error_remove_unfinished();
@@ -159,6 +163,7 @@ void watchdog_start(void *memory, int mine, int count, int rank, int seconds) {
     own->rank = rank;
     own->process = (int)getpid();
     watchdog_tick();
+    error_set_first_to_speak(first_to_speak);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

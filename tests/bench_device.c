@@ -173,7 +173,7 @@ static void time_network(int side, int batch, bool saliency, double least_second
                 graph_forward(plan, lane);
                 k_predict(lane, prediction, graph_value(plan, lane, g->logits), batch, 1000);
                 if (saliency) {
-                    k_seed(lane, seed, prediction, batch, 1000);
+                    k_seed(lane, seed, prediction, NULL, batch, 1000);
                     graph_backward(plan, lane, seed);
                 }
                 lane_download(lane, logits, graph_value(plan, lane, g->logits), (size_t)batch * 1000 * sizeof *logits);

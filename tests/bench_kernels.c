@@ -1,6 +1,7 @@
-/* bench_kernels.c: the speed of each operation's kernels beside what this machine could do.
+/* bench_kernels.c: the speed of every kernel beside what this machine could do.
  *
- *     build/bench_kernels          a table: the cases of kernel_cases.h, forward and backward, on one thread
+ *     build/bench_kernels          a table, on one thread: the cases of kernel_cases.h, those of op_cases.h (bench_ops.c),
+ *                                  forward and backward; all others (bench_rest.c)
  *     build/bench_kernels --peak   only what all cores reach together, as JSON (for scripts/bench.py)
  *
  * The bounds are measured at the start: multiply-adds on registers, and reading memory far larger than the caches (one
@@ -9,6 +10,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "bench.h"
 #include "kernel_cases.h"
 
 enum { CHAINS = 16, ROUNDS = 1 << 18, MEMORY = 256 << 20, BATCH_TIMED = 8 };
@@ -44,7 +46,7 @@ static double bytes_read(const float *memory) {
 }
 
 /* Sums over `threads` threads of the best of five. */
-static void peaks(double *flops, double *bytes, int threads) {
+static void peaks(Peak *peak, int threads) {
     double all_flops = 0, all_bytes = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : all_flops, all_bytes)
     {
@@ -61,18 +63,15 @@ static void peaks(double *flops, double *bytes, int threads) {
         all_bytes = best[1];
         free(memory);
     }
-    *flops = all_flops;
-    *bytes = all_bytes;
+    *peak = (Peak){all_flops, all_bytes};
 }
 
-/* Least seconds of a call, over at least LEAST_SECONDS of calls. */
-static double seconds_of(Lane *lane, const Fast *f, const Laid *l, void (*step)(Lane *, const Fast *, const Laid *)) {
+double bench_seconds(void (*step)(void *), void *what) {
     double least = 1e9;
-    step(lane, f, l);
+    step(what);
     for (double spent = 0; spent < LEAST_SECONDS;) {
         double start = omp_get_wtime();
-        step(lane, f, l);
-        lane_sync(lane);
+        step(what);
         double seconds = omp_get_wtime() - start;
         least = seconds < least ? seconds : least;
         spent += seconds;
@@ -80,41 +79,64 @@ static double seconds_of(Lane *lane, const Fast *f, const Laid *l, void (*step)(
     return least;
 }
 
-static void time_case(const Case *c, Layout layout, double flops, double bytes) {
+void bench_line(const char *pass, const char *layout, const char *name, double seconds, double flops, double bytes,
+                const Peak *peak) {
+    const bool computes = flops / peak->flops > bytes / peak->bytes;
+    printf("%-8s %-7s %9.4f ms  %8.1f %s  %4.0f %%  %s\n", pass, layout, 1e3 * seconds,
+           (computes ? flops : bytes) / seconds / 1e9, computes ? "GFLOP/s" : "GB/s   ",
+           100 * (computes ? flops / peak->flops : bytes / peak->bytes) / seconds, name);
+}
+
+typedef struct {
+    Lane *lane;
+    const Fast *fast;
+    const Laid *laid;
+    void (*pass)(Lane *, const Fast *, const Laid *);
+} Step;
+
+static void one_pass(void *what) {
+    const Step *step = what;
+    step->pass(step->lane, step->fast, step->laid);
+    lane_sync(step->lane);
+}
+
+static void time_case(const Case *c, Layout layout, const Peak *peak) {
     Bench b = bench_new(c, false);
     Fast f = fast_new(&b, layout, BATCH_TIMED);
     Lane *lane = lane_new(laid_bytes(&f));
     const Laid l = lay(lane, &f, b.x, b.dy);
-    const double seconds[] = {seconds_of(lane, &f, &l, fast_forward), seconds_of(lane, &f, &l, fast_backward)};
     const ConvShape w = b.node.window;
-    double adds = 0, moved = (double)BATCH_TIMED * (double)(b.in_size + b.out_size) * sizeof(float);
+    double flops = 0;
     if (c->op == OP_CONV)
-        adds = 2.0 * BATCH_TIMED * (double)b.out_size * w.in_channels * w.kernel_height * w.kernel_width;
+        flops = 2.0 * BATCH_TIMED * (double)b.out_size * w.in_channels * w.kernel_height * w.kernel_width;
     if (c->op == OP_LINEAR)
-        adds = 2.0 * BATCH_TIMED * (double)b.in_size * (double)b.out_size;
-    for (int i = 0; i < 2; i++)
-        printf("%-8s %-7s %9.4f ms  %8.1f %s  %4.0f %%  %s\n", i ? "backward" : "forward",
-               f.in == LAYOUT_PLAIN ? "plain" : "blocked", 1e3 * seconds[i], (adds ? adds : moved) / seconds[i] / 1e9,
-               adds ? "GFLOP/s" : "GB/s   ", 100 * (adds ? adds / flops : moved / bytes) / seconds[i], b.name);
+        flops = 2.0 * BATCH_TIMED * (double)b.in_size * (double)b.out_size;
+    const double bytes = flops > 0 ? 0 : (double)BATCH_TIMED * (double)(b.in_size + b.out_size) * sizeof(float);
+    Step forward = {lane, &f, &l, fast_forward}, backward = {lane, &f, &l, fast_backward};
+    const char *laid = f.in == LAYOUT_PLAIN ? "plain" : "blocked";
+    bench_line("forward", laid, b.name, bench_seconds(one_pass, &forward), flops, bytes, peak);
+    bench_line("backward", laid, b.name, bench_seconds(one_pass, &backward), flops, bytes, peak);
     lane_free(lane);
     fast_free(&f);
     bench_free(&b);
 }
 
 int main(int count, char **arguments) {
-    double flops, bytes;
+    Peak peak;
     if (count > 1 && strcmp(arguments[1], "--peak") == 0) {
-        peaks(&flops, &bytes, omp_get_max_threads());
-        printf("{\"gflops\": %.1f, \"gbytes\": %.2f, \"threads\": %d}\n", flops / 1e9, bytes / 1e9,
+        peaks(&peak, omp_get_max_threads());
+        printf("{\"gflops\": %.1f, \"gbytes\": %.2f, \"threads\": %d}\n", peak.flops / 1e9, peak.bytes / 1e9,
                omp_get_max_threads());
         return 0;
     }
     dev_start(0, 1);
-    peaks(&flops, &bytes, 1);
-    printf("one core: %.1f GFLOP/s of multiply-adds, %.2f GB/s read from memory; %d samples a call\n", flops / 1e9,
-           bytes / 1e9, BATCH_TIMED);
+    peaks(&peak, 1);
+    printf("one core: %.1f GFLOP/s of multiply-adds, %.2f GB/s read from memory; %d samples a call\n", peak.flops / 1e9,
+           peak.bytes / 1e9, BATCH_TIMED);
     for (int i = 0; i < CASES; i++)
         for (int layout = LAYOUT_PLAIN; layout <= LAYOUT_BLOCKED; layout++)
-            time_case(&cases[i], (Layout)layout, flops, bytes);
+            time_case(&cases[i], (Layout)layout, &peak);
+    bench_ops(&peak);
+    bench_rest(&peak);
     return 0;
 }

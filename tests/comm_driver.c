@@ -3,7 +3,8 @@
  *     mpirun -n R comm_driver           every collective, in place and not; prints "right" once
  *     mpirun -n R comm_driver alone     rank 0 calls one that the others do not: the job must end, in one line
  *     mpirun -n R comm_driver silent    the same, and nobody but the rank itself notices, after 2 s
- *     mpirun -n R comm_driver differ    rank 0 gathers other sizes than the others */
+ *     mpirun -n R comm_driver differ    rank 0 gathers other sizes than the others
+ *     mpirun -n R comm_driver device    a line a rank: which of the visible devices it takes */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,7 +73,14 @@ static void test_reduce_scatter(size_t each) {
 int main(int argc, char **argv) {
     comm_start(&argc, &argv);
     dev_on_failure(device_failed);
-    dev_start(comm_device(), 1);
+    const int device = comm_device();
+    dev_start(device, 1);
+    if (argc > 1 && strcmp(argv[1], "device") == 0) {
+        const char *visible = getenv("CUDA_VISIBLE_DEVICES"), *node = getenv("SLURMD_NODENAME");
+        printf("rank %d on %s takes number %d of %s\n", comm_rank(), node ? node : "here", device,
+               visible ? visible : "all");
+        comm_end(0);
+    }
     static const size_t sizes[] = {1, 7, 1000, 100003};
     for (int i = 0; i < 4; i++) {
         test_all_gather(sizes[i], false);

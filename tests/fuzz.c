@@ -1,6 +1,6 @@
 /* fuzz.c: libFuzzer on everything that reads bytes from outside. One program, one parser a run:
  *
- *     FUZZ=pth|safetensors|onnx|dataset|keyed|csv|netcdf|names|options build/fuzz [libFuzzer's options] CORPUS
+ *     FUZZ=pth|safetensors|onnx|dataset|keyed|csv|netcdf|names|options|checkpoint build/fuzz [libFuzzer's options] CORPUS
  *
  * A parser may refuse (die, caught here) or read; it may not touch memory that is not its own, overflow, hang, ask for
  * memory the input cannot fill, or leave a message of several lines. What it reads is used: each value is looked at. */
@@ -12,15 +12,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
+#include "checkpoint_parts.h"
+#include "comm.h"
 #include "dataset.h"
 #include "error.h"
 #include "model.h"
 #include "onnx.h"
 #include "options.h"
+#include "progress.h"
 #include "pth.h"
+#include "sha256.h"
 #include "state.h"
+#include "stop.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 int LLVMFuzzerInitialize(int *count, char ***arguments);
@@ -219,14 +226,151 @@ static void run_options(Arena *arena, const uint8_t *bytes, size_t size) {
     look_at(&options, sizeof options);
 }
 
+/* ---- Checkpoint -------------------------------------------------------------------------------------------------
+ * A folder with one hostile file, opened as a run of one rank does. The first byte says which file, and whether what only
+ * chance would get right (magic, version, run, CRCs; the identity's hash) is put right first. */
+
+static jmp_buf step_failed;
+
+int comm_rank(void) {
+    return 0;
+}
+
+void comm_all_ok(void) {
+    const char *message;
+    int status;
+    if (error_pending(&message, &status))
+        longjmp(step_failed, 1);
+}
+
+void comm_barrier(void) {
+}
+
+void comm_broadcast(void *data, size_t bytes) {
+    look_at(data, bytes);
+}
+
+double progress_now(void) {
+    return 0;
+}
+
+void stop_sync(int file) {
+    (void)file;
+}
+
+static const char identity[] = "version = 1\noption_seed = 0\n";
+enum { HEADER_BYTES = 16 + sizeof(Record) }; /* RecordHeader of record.c: magic, version, CRC, record */
+
+static void put_crc(uint8_t *to, const uint8_t *bytes, size_t size) {
+    const uint32_t crc = (uint32_t)crc32(0, bytes, (uInt)size);
+    memcpy(to, &crc, sizeof crc);
+}
+
+/* Records that follow each other as their lengths say, each one made sound. */
+static void mend_records(uint8_t *bytes, size_t size, uint64_t run) {
+    const uint32_t version = 1, none = 0;
+    Record record;
+    for (size_t at = 0; size - at >= HEADER_BYTES + sizeof none; at += HEADER_BYTES + record.bytes + sizeof none) {
+        memcpy(&record, bytes + at + 16, sizeof record);
+        record.run = run;
+        memcpy(bytes + at, "cnnscope", 8);
+        memcpy(bytes + at + 8, &version, sizeof version);
+        memcpy(bytes + at + 12, &none, sizeof none);
+        memcpy(bytes + at + 16, &record, sizeof record);
+        put_crc(bytes + at + 12, bytes + at, HEADER_BYTES);
+        if (record.bytes > size - at - HEADER_BYTES - sizeof none)
+            return;
+        put_crc(bytes + at + HEADER_BYTES + record.bytes, bytes + at + HEADER_BYTES, record.bytes);
+    }
+}
+
+static void put_file(const char *folder, const char *name, const void *bytes, size_t size) {
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (file < 0 || write(file, bytes, size) != (ssize_t)size)
+        abort();
+    close(file);
+}
+
+static void put_identity(Arena *arena, const char *folder, const char *lines) {
+    char hex[65];
+    sha256_hex(hex, lines, strlen(lines));
+    const char *text = arena_printf(arena, "%scheck = %s\n", lines, hex);
+    put_file(folder, "identity.txt", text, strlen(text));
+}
+
+/* What a pass restores: two kinds of rows, of which one is there for some positions only. */
+static void look_at_rows(Checkpoint *checkpoint) {
+    enum { ROWS = 64, ROUND = 40 };
+    bool have[ROWS];
+    char *all = malloc(3 * ROWS), *some = malloc(5 * 10); /* their ends are watched */
+    memset(all, 0, 3 * ROWS);
+    memset(some, 0, 5 * 10);
+    const CheckpointPiece pieces[] = {{3, 0, ROWS, all, 0, false}, {5, 20, 30, some, 20, false}};
+    if (checkpoint_rows(checkpoint, "forward") < 0)
+        abort();
+    for (int first = 0; first < ROWS; first += ROUND)
+        checkpoint_restore(checkpoint, "forward", have + first, first, first + ROUND < ROWS ? ROUND : ROWS - first,
+                           pieces, 2);
+    look_at(have, sizeof have);
+    look_at(all, 3 * ROWS);
+    look_at(some, 5 * 10);
+    free(all);
+    free(some);
+}
+
+static void run_checkpoint(Arena *arena, const uint8_t *bytes, size_t size) {
+    enum { ROWS_FILE, STATE_FILE, IDENTITY_FILE, FILES };
+    static char folder[64], hex[65], name[NAME_BYTES];
+    if (size == 0)
+        return;
+    const int which = bytes[0] % FILES;
+    const bool mend = bytes[0] / FILES % 2;
+    uint8_t *copy = arena_alloc(arena, size, 1, "copy"); /* ends with a zero */
+    memcpy(copy, bytes + 1, --size);
+    snprintf(folder, sizeof folder, "/tmp/fuzz-%ld.ck", (long)getpid());
+    mkdir(folder, 0700);
+    sha256_hex(hex, identity, strlen(identity));
+    hex[16] = '\0';
+    if (which != IDENTITY_FILE && mend)
+        mend_records(copy, size, strtoull(hex, NULL, 16));
+    checkpoint_whole_name(name, "tsne logits", 7);
+    put_file(folder, which == STATE_FILE ? name : LOG_PREFIX "1", copy, size);
+    if (which != IDENTITY_FILE)
+        put_identity(arena, folder, identity);
+    else if (mend)
+        put_identity(arena, folder, (const char *)copy);
+    else
+        put_file(folder, "identity.txt", copy, size);
+    const int unused = dup(STDERR_FILENO); /* from it on: what a refusal leaves open */
+    if (setjmp(step_failed) == 0) {
+        size_t length;
+        Checkpoint *checkpoint = checkpoint_open(arena, folder, 1, identity);
+        look_at_rows(checkpoint);
+        const void *whole = checkpoint_load(checkpoint, arena, "tsne logits", &length);
+        if (whole)
+            look_at(whole, length);
+        checkpoint_remove(checkpoint);
+    }
+    close_range((unsigned)unused, ~0u, 0);
+    static const char *const files[] = {"identity.txt", LOG_PREFIX "1", name, "lock"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char path[PATH_BYTES];
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
 static const struct {
     const char *name;
     void (*run)(Arena *arena, const uint8_t *bytes, size_t size);
-} targets[] = {{"pth", run_pth},        {"safetensors", run_safetensors},
-               {"onnx", run_onnx},      {"dataset", run_dataset},
-               {"keyed", run_keyed},    {"csv", run_csv},
-               {"netcdf", run_netcdf},  {"names", run_names},
-               {"options", run_options}};
+} targets[] = {{"pth", run_pth},         {"safetensors", run_safetensors},
+               {"onnx", run_onnx},       {"dataset", run_dataset},
+               {"keyed", run_keyed},     {"csv", run_csv},
+               {"netcdf", run_netcdf},   {"names", run_names},
+               {"options", run_options}, {"checkpoint", run_checkpoint}};
 static void (*target)(Arena *arena, const uint8_t *bytes, size_t size);
 
 int LLVMFuzzerInitialize(int *count, char ***arguments) {

@@ -49,6 +49,15 @@ def onnx(path: Path) -> bytes:
     return path.read_bytes() + bytes(int(n) - 1 for n in size.groups())
 
 
+def record(key: bytes, first: int, count: int, payload: bytes) -> bytes:
+    """Of a checkpoint, without what fuzz.c mends: magic, run and CRCs."""
+    return struct.pack("<8sII160sqqQQ", b"", 1, 0, key, first, count, 0, len(payload)) + payload + bytes(4)
+
+
+def rows(first: int, count: int) -> bytes:
+    return record(b"forward", first, count, bytes(3 * count + 5 * len(range(max(first, 20), min(first + count, 30)))))
+
+
 idx = struct.pack(">HBB3I", 0, 8, 3, 2, 3, 4) + bytes(range(24))
 seeds = {
     "pth": [path.read_bytes() for path in sorted(tests.glob("*/**/*.pt*")) if path.stat().st_size < 40000]
@@ -67,6 +76,10 @@ seeds = {
     "names": [b"zero\none\ntwo\n", "null\r\neins\r\nzw\u00f6lf".encode()],
     "options": [b"embed\n--input\nx\n--output\ny\n--tsne\n3\n--init\nrandom", b"inspect\n--model\nm",
                 b"--model\nm\n--images\nx:y\n--output\ny\n--mean\n1,2,3\n--samples\n3:5\n--schedule\nfast\n--pca\n7"],
+    # the first byte: which file, and whether it is mended
+    "checkpoint": [b"\x03" + rows(0, 8) + rows(8, 16) + rows(24, 40), b"\x03" + rows(16, 16) + rows(0, 24) + rows(16, 48),
+                   b"\x00" + rows(0, 8), b"\x04" + record(b"tsne logits", 0, 0, bytes(range(99))),
+                   b"\x05version = 1\noption_seed = 7\nx\n = \n", b"\x02version = 1\ncheck = 0\n"],
 }
 for target, files in seeds.items():
     for i, data in enumerate(files):

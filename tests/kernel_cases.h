@@ -252,7 +252,7 @@ static void fast_backward(Lane *lane, const Fast *f, const Laid *l) {
     switch (f->bench->node.op) {
     case OP_CONV: k_conv_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     case OP_BATCH_NORM:
-    case OP_RELU: k_affine_backward(lane, f->kernel, l->dx, l->dy, relu ? l->y : NULL); break;
+    case OP_RELU: k_affine_backward(lane, f->kernel, l->dx, l->dy, relu ? l->y : NULL, false); break;
     case OP_MAX_POOL: k_max_pool_backward(lane, f->kernel, l->dx, l->dy, l->saved); break;
     case OP_LINEAR: k_linear_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     default:

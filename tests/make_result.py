@@ -1,7 +1,7 @@
 """A small synthetic results file, laid out as the program's own, for the tests of scripts/.
 
     make_result.py FILE.nc [--classes 10] [--axes 2] [--channels 1] [--samples 400] [--unlabelled 0.0]
-                           [--unmapped 0] [--no-labels] [--chosen] [--names] [--embed] [--trust] [--status complete]
+                           [--unmapped 0] [--no-labels] [--chosen] [--names] [--embed] [--trust] [--several] [--status complete]
 
 The numbers are made up (a blurred pattern per class, Gaussian clusters); what can be checked holds: PCA is the PCA
 of the logits, maps are scaled to 0..1 and the bounds give `raw_saliency` below, predictions are the largest logit.
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.0, labels=True, chosen=False,
-                names=False, embed=False, unmapped=0, trust=False, status="complete"):
+                names=False, embed=False, unmapped=0, trust=False, several=False, fixed=0, status="complete"):
     """Write the file; returns the arrays behind it for comparison."""
     rng = np.random.default_rng(7)
     truth = {}
@@ -36,10 +36,15 @@ def make_result(path, classes=10, axes=2, channels=1, samples=400, unlabelled=0.
             add_names(nc, "category", [f"ねこ_{c}$" if c % 2 else f"_dog {c}" for c in range(classes)])
             add_names(nc, "sample", [f"file{i}.png" for i in range(samples)])
         layer = "input" if embed else "logits"
-        add_embedding(nc, rng, layer, truth["logits"], axes)
-        nc[f"{layer}_tsne"][:unmapped] = np.nan
+        if fixed:
+            truth["place"], truth["fixed"] = add_places(nc, rng, layer, samples, fixed, axes)
+        else:
+            add_embedding(nc, rng, layer, truth["logits"], axes)
+            nc[f"{layer}_tsne"][:unmapped] = np.nan
         if trust:
             truth["trust"] = add_trust(nc, rng, layer, samples, unmapped)
+        if several:
+            add_maps(nc, rng, layer)
         if not embed:
             add_network(nc, rng, truth, channels, chosen)
         if status is not None:
@@ -106,6 +111,30 @@ def add_trust(nc, rng, layer, samples, unmapped):
     return values
 
 
+def add_maps(nc, rng, layer):
+    """Of perplexities 30 and 5+50, two runs each, and what they have in common, made up."""
+    first = nc[f"{layer}_tsne"][:].filled(np.nan)
+    maps = np.stack([first, *(first + rng.normal(size=(3, *first.shape)))]).astype(np.float32)
+    add(nc, f"{layer}_tsne_maps", f"{layer}_tsne_map sample {layer}_axis", maps)
+    for name, values in (("perplexity", [30, 30, np.nan, np.nan]), ("seed", [0, 1, 0, 1]), ("kl", [1.25, 1.5, 1, 2])):
+        add(nc, f"{layer}_tsne_map_{name}", f"{layer}_tsne_map", values)
+    nc[f"{layer}_tsne_map_perplexity"].comment = "NaN: the mean of several, 5+50"
+    for name, value in (("spread", maps.std(0).mean(1)), ("persistence", rng.random(len(first)).astype(np.float32))):
+        add(nc, f"{layer}_tsne_{name}", "sample", value)
+        add(nc, f"{layer}_tsne_{name}_overall", "", np.nanmean(value, dtype=np.float64))
+
+
+def add_places(nc, rng, layer, samples, fixed, axes):
+    """Places in a stored map, which stands beside them, in the stead of maps of one's own; both (.., axes)."""
+    kept = f"{layer}_fixed_sample"
+    add(nc, kept, kept, np.arange(fixed, dtype=np.int64))
+    found = [rng.normal(size=(count, axes)).astype(np.float32) for count in (samples, fixed)]
+    add(nc, f"{layer}_place", f"sample {layer}_axis", found[0])
+    add(nc, f"{layer}_fixed", f"{kept} {layer}_axis", found[1])
+    add(nc, f"{layer}_place_kl", "sample", rng.random(samples))
+    return found
+
+
 def add_scaled(nc, name, dims, values):
     flat = values.reshape(len(values), -1)
     low, high = flat.min(1), flat.max(1)
@@ -143,6 +172,6 @@ if __name__ == "__main__":
     parser.add_argument("--unmapped", type=int, default=0)
     parser.add_argument("--status", default="complete")
     parser.add_argument("--no-labels", dest="labels", action="store_false")
-    for option in ("chosen", "names", "embed", "trust"):
+    for option in ("chosen", "names", "embed", "trust", "several"):
         parser.add_argument(f"--{option}", action="store_true")
     make_result(**vars(parser.parse_args()))

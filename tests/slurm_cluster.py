@@ -178,16 +178,19 @@ class Cluster:
         self._start("slurmctld", ["slurmctld", "-D", "-i", "-f", configuration, "-L", f"{self.folder}/log/slurmctld"])
         for node in self.nodes:
             self.power_on(node)
+        self.until_idle()
+
+    def until_idle(self) -> None:
         self._until("all nodes are idle", lambda: self.command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N",
                                                                check=False).split() == self.nodes)
 
     def _until(self, what: str, condition) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 40
         while not condition():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"{p.name}: {p.read_text(errors='replace')[-1000:]}"
                                  for p in sorted((self.folder / "log").iterdir()))
-                raise TimeoutError(f"the cluster did not come up: waited until {what}\n{logs}")
+                raise TimeoutError(f"the cluster is not up: waited until {what}\n{logs}")
             time.sleep(0.05)
 
     def power_on(self, node: str) -> None:
@@ -201,6 +204,24 @@ class Cluster:
         """The node and all that runs on it are gone at once; Slurm notices after SlurmdTimeout."""
         self._daemons[node].kill()
         self._daemons[node].wait()
+
+    def signal(self, node: str, number: int) -> None:
+        """To all processes of a node: SIGSTOP makes it a hung one, SIGCONT ends that."""
+        own = self._namespace(node)
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and os.readlink(entry / "ns/uts") == own:
+                    os.kill(int(entry.name), number)
+            except OSError:
+                pass  # it ended while we looked
+
+    def _namespace(self, node: str) -> str | None:
+        """None where the node is off."""
+        try:
+            children = Path(f"/proc/{self._daemons[node].pid}/task/{self._daemons[node].pid}/children").read_text()
+            return os.readlink(f"/proc/{children.split()[0]}/ns/uts")
+        except (OSError, IndexError):
+            return None
 
     # ---- jobs
 
@@ -236,13 +257,7 @@ class Cluster:
 
     def processes(self, word: str) -> dict[str, list[int]]:
         """For each node its living processes whose program is called `word`."""
-        namespaces = {}
-        for node in self.nodes:
-            try:
-                children = Path(f"/proc/{self._daemons[node].pid}/task/{self._daemons[node].pid}/children").read_text()
-                namespaces[os.readlink(f"/proc/{children.split()[0]}/ns/uts")] = node
-            except (OSError, IndexError):
-                pass  # the node is off
+        namespaces = {self._namespace(node): node for node in self.nodes}
         found: dict[str, list[int]] = {node: [] for node in self.nodes}
         for entry in Path("/proc").iterdir():
             try:

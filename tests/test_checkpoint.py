@@ -6,6 +6,7 @@ done. CNNSCOPE_STOPS sets how often (scripts/soak.sh: hundreds of times).
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -19,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from program import BINARY, ENVIRONMENT, IMAGES, LABELS, MODEL, ROOT, read, run, succeed, survivors
+from program import BINARY, ENVIRONMENT, IMAGES, LABELS, MODEL, ROOT, Run, read, run, succeed, survivors
 from test_errors import mounted  # noqa: F401 (a fixture)
 from test_ranks import assert_same_result
 
 STOPS = int(os.environ.get("CNNSCOPE_STOPS", 10))
+FAULTS = BINARY.parent / "libfaults.so"
 SEED = int(os.environ.get("CNNSCOPE_SEED", 1))
 MNIST = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS)
 SHORT = ("--max-iter", 120, "--exaggeration-iter", 50)
@@ -33,10 +35,12 @@ JOBS = {  # what takes their time
     "forward": (*MNIST, "--samples", 4000, "--tsne", 0, "--embed", "gap,pool2", "--attribution",
                 "saliency,gradcam:conv1,gradcam:conv2", "--feature-maps", "conv1:0:2000,relu2:1000:1010"),
     "chosen maps": (*MNIST, "--samples", 3000, "--tsne", 0, "--keep-maps", "chosen", "--attribution",
-                    "saliency,gradcam:conv1"),
+                    "saliency,gradcam:conv1,smoothgrad,integrated_gradients", "--smoothgrad-draws", 4, "--ig-steps", 10,
+                    "--baseline", "mean", "--target", "label:runner-up"),
     "embed": ("embed", "--input", "{features}", "--labels", "{labels}", "--pre-pca", 20, "--tsne-samples", 1500,
               "--max-iter", 250, "--exaggeration-iter", 50, "--init", "random"),
 }
+STATES = (*MNIST, "--samples", 1500, "--learning-rate", 2, "--max-iter", 6000, "--checkpoint-interval", 1)  # some seconds
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,8 @@ def result(tmp_path_factory):
 
     @cache
     def make(job: str):
-        words = tuple(str(w).format(features=folder / "features.npy", labels=folder / "labels.npy") for w in JOBS[job])
+        words = tuple(str(w).format(features=folder / "features.npy", labels=folder / "labels.npy")
+                      for w in (JOBS | {"states": STATES})[job])
         return words, read(succeed(folder / f"{job}.nc", *words, "--threads", 1, ranks=2))
 
     return make
@@ -193,7 +198,43 @@ def test_nothing_is_computed_twice(result, tmp_path):
     lines = go_on(tmp_path, words, ranks=3)
     assert any(re.match(r"forward +1500/1500 samples from the checkpoint", line) for line in lines), lines
     assert any(re.match(r"tsne logits +1500/1500 iterations from the checkpoint", line) for line in lines), lines
-    assert not any(line.startswith("affinities logits") for line in lines), lines
+    assert any(re.match(r"trust logits +1500/1500 samples from the checkpoint", line) for line in lines), lines
+    assert not any(re.match("affinities logits|(tsne|trust) logits .* in ", line) for line in lines), lines
+    assert_same_result(whole, read(tmp_path / "r.nc"))
+
+
+@pytest.mark.parametrize("more", [(), ("--keep-neighbors",), ("--keep-neighbors", "--tsne-samples", 700)])
+def test_finished_measures_are_kept(tmp_path, more):
+    """Of all that a layer's maps are measured by, also of some samples only; on other ranks than before."""
+    words = (*MNIST, "--samples", 1000, "--max-iter", 60, "--exaggeration-iter", 20, "--embed", "logits,gap", *more)
+    whole = read(succeed(tmp_path / "whole.nc", *words, ranks=2))
+    assert {"prediction_entropy", "prediction_calibration_error_overall", "logits_suspect", "logits_tsne_knc_overall"} <= \
+        whole[0].keys()
+    killed = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", ranks=2,
+                 shell=f"export LD_PRELOAD={FAULTS} FAULT=rename:r.nc:-9:1;")
+    assert killed.status != 0 and not (tmp_path / "r.nc").exists()
+    lines = go_on(tmp_path, words, ranks=3)
+    kept = [line for line in lines if "from the checkpoint" in line]
+    assert [line.split()[:2] for line in kept if line.startswith(("tsne", "trust"))] == \
+        [[stage, layer] for layer in ("logits", "gap") for stage in ("tsne", "trust")], lines
+    assert not any(re.match("affinities|(tsne|trust) .* in ", line) for line in lines), lines
+    assert_same_result(whole, read(tmp_path / "r.nc"))
+
+
+@pytest.mark.parametrize("where, kept, ranks", [
+    ("write:/ck/rows-:-10:40", "forward", 3), ("rename:/ck/state-pca_logits:-10:1", "forward", 1),
+    ("rename:/ck/state-tsne_logits:-10:1", "forward", 2), ("rename:/ck/state-trust_logits:-10:1", "tsne logits", 3),
+    ("rename:/ck/state-pca_gap:-10:1", "trust logits", 1), ("rename:/ck/state-trust_gap:-10:1", "tsne gap", 3)])
+def test_stopped_at_each_stage(result, tmp_path, where, kept, ranks):
+    """SIGUSR1 in the middle of keeping the work of a stage: status 99, and on other ranks the work of the one before is
+    not done again."""
+    words, whole = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--threads", 1, "--quiet", ranks=2,
+               shell=f"export LD_PRELOAD={FAULTS} FAULT={where};")
+    assert done.status == 99 and len(done.lines) == 1 and "stopped by SIGUSR1" in done.lines[0], done.lines
+    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+    lines = go_on(tmp_path, words, ranks=ranks)
+    assert any(re.match(rf"{kept} .* from the checkpoint", line) for line in lines), lines
     assert_same_result(whole, read(tmp_path / "r.nc"))
 
 
@@ -331,6 +372,96 @@ def test_a_run_that_fails_is_not_run_again(result, mounted, tmp_path):  # noqa: 
     assert sorted(p.name for p in tmp_path.iterdir()) in (["ck"], ["ck", "disk"])
 
 
+# ---- killed where it hurts most
+
+
+def killed_at(tmp_path: Path, words, number: int, ranks: int, call: str = "change", where: str = "") -> Run:
+    """A run whose first rank to come to its Nth write, fsync, rename or removal (or only one of these)
+    of checkpoint or result is killed in it."""
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--threads", 1, ranks=ranks,
+               shell=f"export LD_PRELOAD={FAULTS} FAULT={call}:{tmp_path}/{where}:-9:{number};")
+    assert not [line for line in done.lines if line.startswith("cnnscope: ")], done.lines
+    return done
+
+
+def test_killed_while_working(result, tmp_path):
+    """What the checkpoint has it keeps, whatever is killed; and goes on to the same bits."""
+    words, whole = result("states")
+    rng = random.Random(SEED)
+    kills, limit = 0, 150
+    while kills < max(4, STOPS // 2):
+        kept = {"forward": 0, "tsne logits": 0, "trust logits": 0}
+        for _ in range(4):
+            number = rng.randint(1, limit)
+            killed = killed_at(tmp_path, words, number, rng.choice((1, 2)))
+            status, lines = killed.status, killed.lines
+            for stage in kept:
+                found = [re.match(rf"{stage} +(\d+)/\d+ \w+ from the checkpoint", line) for line in lines]
+                if any(line.startswith(stage) for line in lines):
+                    assert max((int(m[1]) for m in found if m), default=0) >= kept[stage], (stage, kept, lines)
+                    kept[stage] = max((int(m[1]) for m in found if m), default=0)
+            if any(re.match("forward .* in ", line) for line in lines):
+                kept["forward"] = 1500
+            if any(line.startswith("trust logits") for line in lines):
+                kept["tsne logits"] = 6000
+            kills += status != 0
+            if status == 0:  # there are not so many
+                limit = max(number, 2)
+                break
+            assert not (tmp_path / "r.nc").exists()
+        else:
+            go_on(tmp_path, words, ranks=rng.choice((1, 3)))
+        assert_same_result(whole, read(tmp_path / "r.nc"))
+        assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+        (tmp_path / "r.nc").unlink()
+    print(f"{kills} kills")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_while_closing(result, tmp_path, old):
+    """At any of the last calls that change a file: the result is the old one or the new one, and the job, queued again,
+    ends well."""
+    words, whole = result("tsne")
+    more = ("--overwrite",) if old else ()
+    rng = random.Random(f"{old} {SEED}")
+    ranks = rng.choice((1, 2))
+    killed = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "all", ranks=2,
+                 shell=f"export LD_PRELOAD={FAULTS} FAULT=rename:r.nc:-9:1;")
+    assert killed.status != 0
+    place = tmp_path / "place"
+    last, none = 1, 400  # calls that there are, and are not
+    kills = named = 0
+    while kills < max(6, STOPS // 4):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        shutil.copytree(tmp_path / "all", place / "ck")
+        if old:
+            (place / "r.nc").write_bytes(b"old")
+        if kills == 0:  # surely behind the renaming (the first such call removes the mark of a job that failed)
+            status = killed_at(place, (*words, *more), 3, ranks, "unlink", "ck/").status
+            assert status != 0 and not list(place.glob("ck/state-tsne_logits*"))
+            kills = 1
+        else:
+            number = (last + none) // 2 if none - last > 40 else max(1, none - rng.randint(0, 40))
+            status = killed_at(place, (*words, *more), number, ranks).status
+            if status == 0:  # a busy machine makes more calls: neither bound is sure
+                last, none = min(last, number - 1), number
+            else:
+                last, none = max(last, number), max(none, number + 5)
+                kills += 1
+        is_new = (place / "r.nc").exists() and (place / "r.nc").read_bytes() != b"old"
+        named += is_new and status != 0
+        assert is_new or ((place / "r.nc").exists() == old and (place / "ck").exists())
+        done = run(*words, "--output", place / "r.nc", "--checkpoint", place / "ck", ranks=rng.choice((1, 3)),
+                   *(() if is_new else more))
+        assert done.status == 0, done.lines
+        assert not is_new or len(done.lines) == 1 and "r.nc: complete already" in done.lines[0], done.lines
+        assert not any(line.startswith("affinities") for line in done.lines), done.lines
+        assert_same_result(whole, read(place / "r.nc"))
+        assert [p.name for p in place.iterdir()] == ["r.nc"]
+    print(f"{kills} kills, {named} of them when the result had its name")
+
+
 # ---- folders that take no more
 
 
@@ -354,6 +485,24 @@ def test_the_state_finds_no_room(result, mounted, tmp_path):  # noqa: F811
     disk = mounted("size=200k")
     refused(tmp_path, words, disk / "ck", ["state-tsne_logits-", "cannot be written (No space left"])
     assert list((disk / "ck").glob("state-tsne_logits-*.*"))
+
+
+@pytest.mark.parametrize("call, name, error, number, said", [
+    ("write", "/ck/rows-", errno.EDQUOT, 40, "quota"), ("write", "/ck/state-tsne_gap", errno.EDQUOT, 2, "quota"),
+    ("fsync", "/ck/state-trust", errno.EIO, 1, "error"), ("fsync", "/ck/identity", errno.EDQUOT, 1, "quota")])
+def test_faults_of_the_folders_disk(result, tmp_path, call, name, error, number, said):
+    """One line; what was kept before stays, and the same command goes on from it."""
+    words, whole = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--quiet", ranks=2,
+               shell=f"export LD_PRELOAD={FAULTS} FAULT={call}:{name}:{error}:{number};")
+    assert done.status == 1 and len(done.lines) == 1 and done.lines[0].startswith("cnnscope: "), done.lines
+    assert name.split("-")[0] in done.lines[0] and said in done.lines[0], done.lines
+    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+    lines = go_on(tmp_path, words, ranks=3)
+    kept = {line.split()[0] for line in lines if "from the checkpoint" in line}
+    expected = {"rows": {"forward"}, "identity": set()}.get(name.split("/")[-1].split("-")[0], {"forward", "tsne"})  # each stage's first word
+    assert expected <= kept, (kept, lines)
+    assert_same_result(whole, read(tmp_path / "r.nc"))
 
 
 def test_a_folder_that_cannot_be_used(result, mounted, tmp_path):  # noqa: F811
@@ -383,6 +532,21 @@ def test_a_stopped_rank_is_named(result, tmp_path, checkpoint):
     assert status == 1 and len(lines) == 1, (status, lines)
     assert re.match(rf"cnnscope: rank 1 on host {os.uname().nodename} made no progress for \d+ s in stage \w+", lines[0])
     assert {p.name for p in tmp_path.iterdir()} <= {"ck"} and not survivors(str(tmp_path))
+
+
+@pytest.mark.parametrize("rank, fault, stage", [
+    (1, "write:r.nc.partial:-19:12", "forward"), (0, "rename:r.nc:-19:1", "closing the file"),
+    (0, "fsync:/ck/state-tsne:-19:1", "tsne logits")])
+def test_a_rank_stopped_inside_a_write_is_named(result, tmp_path, rank, fault, stage):
+    """While the others wait for it in netCDF, in HDF5, at the end, or beside the checkpoint."""
+    words, _ = result("tsne")
+    done = run(*words, "--output", tmp_path / "r.nc", "--checkpoint", tmp_path / "ck", "--threads", 1, "--watchdog", 2,
+               "--quiet", ranks=3, timeout=30,
+               shell=f"if [ $OMPI_COMM_WORLD_RANK = {rank} ]; then export LD_PRELOAD={FAULTS} FAULT={fault}; fi;")
+    assert done.status == 1 and len(done.lines) == 1, done
+    assert re.match(rf"cnnscope: rank {rank} on host {os.uname().nodename} made no progress for \d+ s in stage {stage} "
+                    r"\(its process is stopped\)", done.lines[0]), done.lines
+    assert {p.name for p in tmp_path.iterdir()} == {"ck"} and not survivors(str(tmp_path))
 
 
 def test_a_job_that_was_suspended_goes_on(result, tmp_path):

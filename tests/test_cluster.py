@@ -231,6 +231,46 @@ exec {BINARY} "$@" """)
     assert_same_result(result(1, 1), read(tmp_path / "r.nc"))
 
 
+def test_an_end_that_gets_lost(cluster, result, tmp_path):
+    """The result had its name when the job was lost: queued again it ends at once, and well."""
+    program = script(tmp_path, f"""
+{BINARY} "$@" || exit
+if ((SLURM_RESTART_COUNT < 1)); then
+    trap '' TERM
+    sleep 0.2; exit 99
+fi""")
+    identifier = cluster.submit(SLURM / "cpu.sbatch", *MNIST, *SHORT, "--output", "r.nc", "--checkpoint", "ck",
+                                options=over(2, 2), folder=tmp_path, environment={"CNNSCOPE": program})
+    requeued(cluster, identifier, 30)
+    written = (tmp_path / "r.nc").stat().st_mtime_ns
+    job = cluster.wait(identifier)
+    assert job.state == "COMPLETED" and words(job.log)[-1].startswith("cnnscope: r.nc: complete already"), job
+    assert (tmp_path / "r.nc").stat().st_mtime_ns == written and not (tmp_path / "ck").exists()
+    assert_same_result(result(1, 1), read(tmp_path / "r.nc"))
+
+
+def test_a_hung_node(cluster, tmp_path):
+    """All of it stops answering: the watchdog says so, Slurm gives the node up, and the job goes on without it."""
+    words = (*MNIST, *LONG, "--checkpoint-interval", 1, "--watchdog", 10)
+    identifier = cluster.submit(SLURM / "cpu.sbatch", *words, "--output", "r.nc", "--checkpoint", "ck",
+                                options=over(4, 2), folder=tmp_path)
+    until_in_tsne(cluster, identifier, tmp_path)
+    node = [node for node, ranks in cluster.processes("cnnscope").items() if ranks][1]
+    cluster.signal(node, signal.SIGSTOP)
+    try:
+        requeued(cluster, identifier, 60)
+        job = cluster.wait(identifier, 120)
+    finally:
+        cluster.signal(node, signal.SIGCONT)
+    assert job.state == "COMPLETED", job
+    assert re.search(r"^cnnscope: rank \d on host n\d has waited \d+ s in stage tsne logits for ranks of other nodes", job.log,
+                     re.M), job.log
+    assert re.search(r"^tsne logits +\d+/\d+ iterations from the checkpoint", job.log, re.M), job.log
+    cluster.until_idle()
+    assert not any(cluster.processes("cnnscope").values())
+    assert_same_result(read(succeed(tmp_path / "whole.nc", *MNIST, *LONG, ranks=2)), read(tmp_path / "r.nc"))
+
+
 def test_only_that_run_of_an_array_is_run_again(cluster, tmp_path):
     """The last run's plain job number is that of the whole array."""
     program = script(tmp_path, """

@@ -35,7 +35,7 @@ static void predict_and_seed(int32_t *prediction, float *seed, const float *logi
     float *device_logits = device_new(logits, bytes), *device_seed = device_new(NULL, bytes);
     int32_t *device_prediction = device_new(NULL, ints);
     k_predict(lane, device_prediction, device_logits, B, K);
-    k_seed(lane, device_seed, device_prediction, B, K);
+    k_seed(lane, device_seed, device_prediction, NULL, B, K);
     device_take(lane, prediction, device_prediction, ints);
     device_take(lane, seed, device_seed, bytes);
     dev_free(device_logits);
@@ -50,9 +50,10 @@ static void attribution(float *map, float *low, float *high, const float *value,
     float *device_map = device_new(NULL, plane);
     float *device_low = device_new(NULL, samples), *device_high = device_new(NULL, samples);
     if (value)
-        k_gradcam(lane, device_map, device_low, device_high, device_value, device_gradient, B, C, H, W);
+        k_cam(lane, device_map, CAM_GRAD, device_value, device_gradient, B, C, H, W);
     else
-        k_saliency(lane, device_map, device_low, device_high, device_gradient, B, C, H, W);
+        k_saliency(lane, device_map, device_gradient, B, C, H, W);
+    k_normalise(lane, device_map, device_low, device_high, B, (int64_t)H * W);
     device_take(lane, map, device_map, plane);
     device_take(lane, low, device_low, samples);
     device_take(lane, high, device_high, samples);
@@ -189,6 +190,135 @@ static void test_gradcam(void **state) {
     assert_true(low[0] == 0 && high[0] == 7 && low[1] == 0 && high[1] == 0);
 }
 
+/* The other class activation maps, by their definitions in double. */
+static void test_cams(void **state) {
+    (void)state;
+    enum { B = 2, C = 3, H = 3, W = 13, PIXELS = H * W, SIZE = B * C * PIXELS };
+    float gradient[SIZE], value[SIZE], map[B * PIXELS];
+    for (int i = 0; i < SIZE; i++) {
+        gradient[i] = (float)((i * 37 + i / 5 * 11) % 23 - 11) / 7;
+        value[i] = (float)((i * 29 + i / 3 * 5) % 19 - 5) / 3;
+    }
+    for (int kind = CAM_GRAD; kind <= CAM_LAYER; kind++) {
+        float *device_gradient = device_new(gradient, sizeof gradient), *device_value = device_new(value, sizeof value);
+        float *device_map = device_new(NULL, sizeof map);
+        k_cam(lane, device_map, (CamKind)kind, device_value, device_gradient, B, C, H, W);
+        device_take(lane, map, device_map, sizeof map);
+        dev_free(device_gradient);
+        dev_free(device_value);
+        int positive = 0;
+        for (int b = 0; b < B; b++) {
+            double weight[C] = {0};
+            for (int c = 0; c < C; c++) {
+                const float *g = gradient + (b * C + c) * PIXELS, *a = value + (b * C + c) * PIXELS;
+                double values = 0;
+                for (int p = 0; p < PIXELS; p++)
+                    values += a[p];
+                for (int p = 0; p < PIXELS; p++)
+                    weight[c] += kind == CAM_GRAD ? (double)g[p] / PIXELS
+                                 : g[p] > 0       ? pow(g[p], 3) / (2 * pow(g[p], 2) + values * pow(g[p], 3) + 1e-6)
+                                                  : 0;
+            }
+            for (int p = 0; p < PIXELS; p++) {
+                double sum = 0;
+                for (int c = 0; c < C; c++) {
+                    const int i = (b * C + c) * PIXELS + p;
+                    const double g = kind == CAM_HIRES   ? (double)gradient[i]
+                                     : kind == CAM_LAYER ? fmax((double)gradient[i], 0)
+                                                         : weight[c];
+                    sum += g * value[i];
+                }
+                sum = fmax(sum, 0);
+                positive += sum > 0;
+                assert_true(fabs(map[b * PIXELS + p] - sum) < 1e-5 * fmax(1, sum));
+            }
+        }
+        assert_true(positive > 5 && positive < B * PIXELS);
+    }
+}
+
+static void test_targets(void **state) {
+    (void)state;
+    enum { B = 4, K = 5 };
+    const float logits[B * K] = {0, 3, 1, 3, 2, /**/ 9, 8, 7, 8, 0, /**/ -1, -2, -3, -4, -5, /**/ 1, 1, 1, 1, 2};
+    const int32_t prediction[B] = {1, 0, 0, 4}, labels[B] = {4, -1, 2, 4};
+    const struct {
+        int which;
+        int32_t expected[B];
+    } cases[] = {{TARGET_PREDICTED, {1, 0, 0, 4}},
+                 {TARGET_RUNNER_UP, {3, 1, 1, 0}},
+                 {TARGET_LABEL, {4, 0, 2, 4}},
+                 {3, {3, 3, 3, 3}}};
+    float *device_logits = device_new(logits, sizeof logits);
+    int32_t *device_prediction = device_new(prediction, sizeof prediction),
+            *device_labels = device_new(labels, sizeof labels);
+    int32_t *target = device_new(NULL, sizeof prediction), *against = device_new(prediction, sizeof prediction), got[B];
+    for (int i = 0; i < 4; i++) {
+        k_target(lane, target, cases[i].which, device_prediction, device_logits, device_labels, B, K);
+        lane_sync(lane);
+        dev_download(got, target, sizeof got);
+        assert_memory_equal(got, cases[i].expected, sizeof got);
+    }
+    float *seed = device_new(NULL, sizeof logits), *score = device_new(NULL, B * sizeof(float)), host[B * K], scores[B];
+    k_target(lane, target, TARGET_LABEL, device_prediction, device_logits, device_labels, B, K);
+    k_seed(lane, seed, target, against, B, K);
+    k_score(lane, score, device_logits, device_logits + K, target, against, B, K);
+    device_take(lane, host, seed, sizeof host);
+    device_take(lane, scores, score, sizeof scores);
+    for (int b = 0; b < B; b++) {
+        const int32_t t = cases[2].expected[b];
+        for (int k = 0; k < K; k++)
+            assert_true(host[b * K + k] == (float)((k == t) - (k == prediction[b])));
+        assert_true(scores[b] ==
+                    logits[b * K + t] - logits[b * K + prediction[b]] - logits[K + t] + logits[K + prediction[b]]);
+    }
+    dev_free(device_logits);
+    dev_free(device_prediction);
+    dev_free(device_labels);
+    dev_free(target);
+    dev_free(against);
+}
+
+/* Each sample's noise is normal, in units of its range, and its own; a draw is another. */
+static void test_noise(void **state) {
+    (void)state;
+    enum { B = 3, SIZE = 70001 };
+    static float x[B * SIZE], out[2][B * SIZE];
+    const int64_t numbers[B] = {0, 1, 0};
+    for (int i = 0; i < B * SIZE; i++)
+        x[i] = (float)(i % SIZE % 5) * (i < SIZE ? 1 : 2);
+    float *device_x = device_new(x, sizeof x);
+    int64_t *device_numbers = device_new(numbers, sizeof numbers);
+    for (int draw = 0; draw < 2; draw++) {
+        float *device_out = device_new(NULL, sizeof x);
+        k_noisy(lane, device_out, device_x, device_numbers, 7, draw, 0.5f, B, SIZE);
+        device_take(lane, out[draw], device_out, sizeof x);
+    }
+    dev_free(device_x);
+    dev_free(device_numbers);
+    double same = 0;
+    for (int b = 0; b < B; b++) {
+        double moment[5] = {0}, neighbours = 0;
+        int beyond = 0;
+        for (int i = 0; i < SIZE; i++) {
+            const double deviation = b == 0 ? 2 : 4, z = (out[0][b * SIZE + i] - x[b * SIZE + i]) / deviation;
+            const double other = (out[1][b * SIZE + i] - x[b * SIZE + i]) / deviation;
+            for (int k = 1; k < 5; k++)
+                moment[k] += pow(z, k) / SIZE;
+            same += z * other / SIZE / B;
+            if (i > 0)
+                neighbours += z * (out[0][b * SIZE + i - 1] - x[b * SIZE + i - 1]) / deviation / SIZE;
+            beyond += fabs(z) > 1.959964;
+        }
+        assert_true(fabs(moment[1]) < 0.015 && fabs(moment[2] - 1) < 0.025 && fabs(moment[3]) < 0.05);
+        assert_true(fabs(moment[4] - 3) < 0.15 && fabs(neighbours) < 0.015 && abs(beyond - SIZE / 20) < 250);
+    }
+    assert_true(fabs(same) < 0.01);
+    for (int i = 0; i < SIZE; i++) /* the third has the first's number and twice its range */
+        assert_true(fabsf(out[0][2 * SIZE + i] - 2 * out[0][i]) < 1e-5f * (1 + fabsf(out[0][i])));
+    assert_true(fabsf(out[0][SIZE] - out[0][2 * SIZE]) > 1e-3f);
+}
+
 /* More channels than a device keeps the means of at a time, and more pixels than it has threads for one map; whole
  * numbers, so sums are exact, and ranges of powers of two. */
 static void test_large_maps(void **state) {
@@ -298,10 +428,17 @@ int main(void) {
     dev_limit_isa(dev_isa());
     lane = lane_new(64);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes_as_pytorch), cmocka_unit_test(test_channels_and_normalisation),
-        cmocka_unit_test(test_every_type),       cmocka_unit_test(test_predict_and_seed),
-        cmocka_unit_test(test_saliency),         cmocka_unit_test(test_gradcam),
-        cmocka_unit_test(test_large_maps),       cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_bytes_as_pytorch),
+        cmocka_unit_test(test_channels_and_normalisation),
+        cmocka_unit_test(test_every_type),
+        cmocka_unit_test(test_predict_and_seed),
+        cmocka_unit_test(test_saliency),
+        cmocka_unit_test(test_gradcam),
+        cmocka_unit_test(test_large_maps),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_cams),
+        cmocka_unit_test(test_targets),
+        cmocka_unit_test(test_noise),
         cmocka_unit_test(test_memory),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -216,7 +216,7 @@ CASES: dict[str, tuple[dict[str, Value], int, list[str]]] = {
     "tsne 1": ({"tsne": 1}, 2, ["--tsne"]),
     "layer to embed": ({"embed": "conv9"}, 2, ["conv9", "conv1", "relu2", "gap", "logits"]),
     "layer of Grad-CAM": ({"attribution": "gradcam:conv9"}, 2, ["conv9", "conv1", "conv2"]),
-    "Grad-CAM of a pool": ({"attribution": "gradcam:pool1"}, 2, ["pool1", "convolution"]),
+    "Grad-CAM of a vector": ({"attribution": "gradcam:gap"}, 2, ["gap", "convolution"]),
     "layer of feature maps": ({"feature-maps": "conv9"}, 2, ["conv9", "conv1"]),
     "layer of filters": ({"filters": "relu1"}, 2, ["relu1"]),
     "unknown method": ({"attribution": "magic"}, 2, ["magic", "saliency"]),

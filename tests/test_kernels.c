@@ -270,10 +270,10 @@ static void test_fused_pair(void **state) {
         k_from_plain(lane, v[3], layout, given_dy, B, C, H, W);
         k_affine_forward(lane, norm, v[1], v[0]);
         k_affine_forward(lane, relu, v[2], v[1]);
-        k_affine_backward(lane, relu, v[4], v[3], v[2]);
-        k_affine_backward(lane, norm, v[5], v[4], NULL);
+        k_affine_backward(lane, relu, v[4], v[3], v[2], false);
+        k_affine_backward(lane, norm, v[5], v[4], NULL, false);
         k_affine_forward(lane, both, v[0], v[0]);
-        k_affine_backward(lane, both, v[3], v[3], v[0]);
+        k_affine_backward(lane, both, v[3], v[3], v[0], false);
         lane_sync(lane);
         char *host = need(6 * bytes);
         dev_download(host, lane_memory(lane), 6 * bytes);

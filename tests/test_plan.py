@@ -60,6 +60,7 @@ JOBS = {
     "chosen maps": (*MNIST, "--samples", 3000, "--keep-maps", "chosen", "--tsne", 0),
     "small matrix": ("embed", "--input", "{small}", "--max-iter", 300),
     "large matrix": ("embed", "--input", "{large}", "--max-iter", 60),
+    "several maps": ("embed", "--input", "{large}", "--perplexity", "5,10+100", "--runs", 2, "--max-iter", 20),
     "subset": ("embed", "--input", "{large}", "--tsne-samples", 3000, "--max-iter", 200),
 }
 

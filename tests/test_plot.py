@@ -120,6 +120,42 @@ def test_points_fade_with_their_trust(tmp_path):
     assert (np.diff(alpha[np.argsort(trust)]) >= 0).all() and alpha.min() < 0.1 and alpha.max() > 0.6
 
 
+@pytest.mark.parametrize("axes, classes", [(2, 5), (3, 30)])
+def test_several_maps(tmp_path, axes, classes):
+    """Side by side, with their numbers; what moves most fades most."""
+    _, ds, drawn = draw(tmp_path, several=True, axes=axes, classes=classes, unmapped=9, samples=120)
+    figure = drawn["logits_tsne_maps"]
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [
+        "perplexity 30, seed 0: KL 1.250", "perplexity 30, seed 1: KL 1.500", "perplexity 5+50, seed 0: KL 1.000",
+        "perplexity 5+50, seed 1: KL 2.000"]
+    assert f"mean spread {float(ds.logits_tsne_spread_overall):.3f} radii" in figure.get_suptitle()
+    assert f"{float(ds.logits_tsne_persistence_overall):.1%} of neighbours persist" in figure.get_suptitle()
+    assert "111 samples" in figure.get_suptitle()
+    if axes == 3:
+        return
+    spread = ds.logits_tsne_spread.values[9:]
+    for panel, values in zip(panels, ds.logits_tsne_maps.values):
+        alpha = {tuple(p): a for c in panel.collections if len(c.get_offsets())
+                 for p, a in zip(c.get_offsets().astype(np.float32).tolist(), c.get_alpha())}
+        found = np.array([alpha[tuple(p)] for p in values[9:].tolist()])
+        assert (np.diff(found[np.argsort(spread)]) <= 1e-6).all() and found.max() - found.min() > 0.5
+    assert len(figure.legends) == 1
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_places_in_a_stored_map(tmp_path, axes):
+    """New samples in the colours of their classes, over all mapped ones in grey."""
+    truth, _, drawn = draw(tmp_path, classes=4, samples=90, fixed=250, axes=axes, embed=True)
+    assert list(drawn) == ["input_place", "confusion"]
+    figure = drawn["input_place"]
+    assert figure.get_suptitle() == "Placed in the t-SNE map of input\n90 samples, over the 250 mapped ones"
+    where, colours = points(figure)
+    np.testing.assert_array_equal(where, np.sort(np.concatenate([truth["place"], truth["fixed"]]), 0))
+    assert colours == {plot.NO_LABEL, *plot.HUES[:4]} and legend(figure) == list("0123")
+    assert len(figure.axes[0].collections[0].get_offsets()) == 250 and figure.axes[0].collections[0].get_zorder() == 0
+
+
 def test_hundred_classes(tmp_path):
     truth, _, drawn = draw(tmp_path, classes=100, samples=2000, chosen=True)
     figure = drawn["logits_tsne"]
@@ -179,6 +215,29 @@ def test_samples(tmp_path):
     np.testing.assert_array_equal(over[1].get_array(), ds.gradcam[last])
     assert tuple(over[1].get_extent()) == tuple(over[0].get_extent()) == (-0.5, 23.5, 19.5, -0.5)
     assert "Grad-CAM of conv2" in drawn["gradcam"].get_suptitle()
+
+
+def test_methods_side_by_side(tmp_path):
+    """With more maps than saliency and Grad-CAM, a row of all of them for each sample, with its evidence."""
+    make_result(tmp_path / "a.nc", samples=60)
+    ds = cnnscope.open_result(tmp_path / "a.nc").load()
+    signed = np.random.default_rng(0).normal(size=(60, 3, 20, 24)).astype(np.float32)
+    ds["integrated_gradients"] = (("sample", "rgb", "y", "x"), signed)
+    ds["integrated_gradients_delta"] = ("sample", signed[:, 0, 0, 0])
+    ds["gradcam_plus_plus"] = ds.gradcam.copy()
+    ds["gradcam_plus_plus_low"] = ds.gradcam_low
+    ds["saliency_deletion"] = ("sample", np.linspace(0, 1, 60))
+    names = plot.attribution_names(ds)
+    assert names == ["saliency", "gradcam", "integrated_gradients", "gradcam_plus_plus"]
+    drawn = dict(plot.figures(ds, [3, 59]))
+    assert "gradcam_plus_plus" not in drawn and {"gradcam", "saliency"} <= set(drawn)
+    axes = drawn["methods"].axes
+    assert len(axes) == 2 * 5
+    assert axes[1].get_title() == "saliency\ndeletion 0.05" and axes[6].get_title() == "deletion 1.00"
+    red_and_blue = axes[8].images[0]
+    np.testing.assert_array_equal(red_and_blue.get_array(), signed[59].sum(0))
+    assert red_and_blue.get_clim() == (-np.abs(signed[59].sum(0)).max(), np.abs(signed[59].sum(0)).max())
+    np.testing.assert_array_equal(axes[7].images[0].get_array(), ds.gradcam[59])
 
 
 def test_asked_samples_fill_pages(tmp_path):

@@ -28,6 +28,8 @@ JOBS = {
     "subset": (*MNIST, "--samples", 300, "--tsne-samples", 100),
     "chosen maps": (*MNIST, "--samples", 400, "--tsne", 0, "--keep-maps", "chosen"),
     "embed": ("embed", "--input", "{features}", "--labels", "{labels}", "--pre-pca", 20, *SHORT),
+    "several maps": ("embed", "--input", "{features}", "--labels", "{labels}", "--tsne-samples", 200, "--perplexity",
+                     "5,3+40", "--runs", 2, *SHORT),
 }
 # (ranks, threads, batch); the last leaves most ranks without a batch
 VARIATIONS = [(2, 1, 8), (3, 1, 8), (5, 1, 8), (1, 2, 8), (2, 2, 8), (1, 1, 7), (2, 1, 100), (5, 1, 300)]

@@ -189,7 +189,7 @@ static void *zeros(size_t count, size_t bytes) {
 }
 
 /* Fills P; every row's kept and dropped add up to c(j|i) + c(i|j) over all j, and over all rows to 2 N. */
-static void check_sums(const P *p, const float *packed, const float *rows, const TsneShape *shape, float least,
+static void check_sums(const P *p, const float *packed, const TsneRows *rows, const TsneShape *shape, float least,
                        void *scratch) {
     const int64_t N = shape->points;
     const size_t bytes = (size_t)(2 * N + 1) * sizeof(int64_t);
@@ -254,14 +254,15 @@ static P make_p(int N) {
     const float least = (float)(0x1p-24 / N);
     float *device_x = device_new(x, (size_t)N * D * 4), *packed = device_new(NULL, packed_bytes);
     float *rows = device_new(NULL, rows_bytes);
+    const TsneRows view = {rows, 1, 1};
     TsneTileSize *sizes = zeros((size_t)tiles, sizeof *sizes), *device_sizes = dev_alloc((size_t)tiles * sizeof *sizes);
     dev_upload(device_sizes, sizes, (size_t)tiles * sizeof *sizes);
     void *scratch = dev_alloc(k_tsne_affinity_scratch(N, D));
     P p = {.tiles = tiles, .dense = zeros((size_t)N * (size_t)N, 8)};
     k_tsne_pack(packed, device_x, N, D, 1);
     if (N > 1) {
-        k_tsne_search(rows, packed, &shape, N > 12 ? 5 : 1, scratch);
-        k_tsne_count(device_sizes, packed, rows, &shape, 0, 1, tiles, least, scratch);
+        k_tsne_search(rows, packed, &shape, &(TsneKernels){1, {N > 12 ? 5 : 1}, {1}}, scratch);
+        k_tsne_count(device_sizes, packed, &view, &shape, 0, 1, tiles, least, scratch);
     }
     take(sizes, device_sizes, (size_t)tiles * sizeof *sizes);
     TsneAffinities *a = &p.host;
@@ -283,7 +284,7 @@ static P make_p(int N) {
                                     device_new(a->cell, cell_bytes),
                                     device_new(a->value, value_bytes)};
     if (N > 1)
-        check_sums(&p, packed, rows, &shape, least, scratch);
+        check_sums(&p, packed, &view, &shape, least, scratch);
     dev_download(a->cell, p.affinities.cell, cell_bytes);
     dev_download(a->value, p.affinities.value, value_bytes);
     const float *value = a->value;
@@ -363,6 +364,43 @@ static int64_t *forces_of(const P *p, const float *y, int N, int A, int parts) {
     return total;
 }
 
+/* Of each point (N), in TSNE_LOG_UNIT, by the rank's pairs in two pieces. The caller frees it. */
+static int64_t *point_logs_of(const P *p, const float *y, int N, int A) {
+    const int64_t blocks = (N + 15) / 16;
+    const TsneShape shape = {N, 0, blocks, 3, A, 0, 1};
+    int64_t *sums = zeros((size_t)N, 8), *device_sums = device_new(sums, (size_t)N * 8);
+    float *device_y = device_new(y, (size_t)(blocks * 16 * A) * 4);
+    for (int piece = 0; piece < 2; piece++) {
+        TsneAffinities part = p->affinities;
+        const int64_t first = piece ? p->tiles / 2 : 0;
+        part.tiles = piece ? p->tiles - first : p->tiles / 2;
+        part.tile += first;
+        part.cell_start += first;
+        part.value_start += first;
+        k_tsne_point_logs(device_sums, &part, device_y, &shape);
+    }
+    take(sums, device_sums, (size_t)N * 8);
+    dev_free(device_y);
+    return sums;
+}
+
+/* sum of p ln(p / w) of each point, to 3e-7 of the sum of |p ln p| + |p ln w|. */
+static void check_point_logs(const int64_t *sums, const double *dense, const float *y, int N, int A) {
+    for (int i = 0; i < N; i++) {
+        double truth = 0, size = 0;
+        for (int j = 0; j < N; j++) {
+            const double p = dense[(int64_t)i * N + j];
+            double square = 0;
+            for (int a = 0; a < A; a++)
+                square += pow((double)y[i * A + a] - (double)y[j * A + a], 2);
+            const double minus_log_w = A == 2 ? log1p(square) : 1.5 * log1p(square / 2);
+            truth += p > 0 ? p * (log(p) + minus_log_w) : 0;
+            size += p > 0 ? p * (fabs(log(p)) + minus_log_w) : 0;
+        }
+        assert_true(fabs((double)sums[i] * TSNE_LOG_UNIT - truth) <= 3e-7 * size);
+    }
+}
+
 /* Within 2e-6 of the largest force, on average 2e-7. */
 static void check_forces(const int64_t *sums, const double *truth, int N, int A, bool attraction, double unit) {
     double most = 0, worst = 0, total = 0;
@@ -404,8 +442,13 @@ static void test_forces(void **state) {
             assert_true(fabs(w - totals[0]) <=
                         (A == 2 ? 1e-7 : 2e-7) * totals[0]); /* 3-D: a root's error, three times */
             assert_true(fabs(cross - totals[1]) <= 2e-7 * totals[1]);
+            int64_t *logs = point_logs_of(&p, y, N, A);
+            check_point_logs(logs, p.dense, plain, N, A);
             for (int64_t i = 0; i < numbers; i++)
                 hash = (hash ^ (uint64_t)sums[i]) * 0x100000001b3u;
+            for (int i = 0; i < N; i++)
+                hash = (hash ^ (uint64_t)logs[i]) * 0x100000001b3u;
+            free(logs);
             const int parts[] = {2, 3, 7}; /* 7: more than there are tiles, and than blocks */
             for (int r = 0; r < 3; r++) {
                 dev_start(0, 1 + r % 2);

@@ -71,6 +71,18 @@ def test_affinities(tmp_path: Path, n: int, d: int, perplexity: float) -> None:
     assert same(got, affinities(tmp_path, x, perplexity, threads=2))
 
 
+@pytest.mark.parametrize("n, d, perplexity", [(500, 10, "5+30+100"), (201, 784, "50+10"), (31, 1, "10+10")])
+def test_affinities_of_several_perplexities(tmp_path: Path, n: int, d: int, perplexity: str) -> None:
+    """The mean of the conditional distributions, made symmetric (openTSNE's Multiscale, whose own P agree to
+    1e-6 of the largest but in the few rows where its search stops early)."""
+    x = blobs(n, d)
+    got = affinities(tmp_path, x, perplexity)
+    each = [sklearn_p(x, float(p)) for p in perplexity.split("+")]
+    np.testing.assert_allclose(got.p, squareform(np.mean(each, axis=0)), rtol=2e-4, atol=1e-7 / n**2)
+    assert abs(got.sum - 1) < 1e-7 and 0 <= got.dropped <= 2.0**-23
+    assert same(got, affinities(tmp_path, x, perplexity, threads=2))
+
+
 def test_dropped_affinities(tmp_path: Path) -> None:
     """Far clusters: pairs are dropped, by the rule and not past its bound."""
     x = blobs(400, 5) + 40 * (np.arange(400) % 2)[:, None].astype(np.float32)
@@ -206,7 +218,7 @@ def is_even(y: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("n, d, perplexity, axes, iterations",
                          [(31, 4, 10, 2, 120), (700, 10, 30, 2, 120), (700, 10, 30, 3, 60), (1300, 70, 12, 2, 60),
-                          (5, 3, 2, 2, 300)])
+                          (5, 3, 2, 2, 300), (700, 10, "3+30", 2, 60)])
 def test_same_bits(tmp_path: Path, n: int, d: int, perplexity: float, axes: int, iterations: int) -> None:
     x, start = blobs(n, d), random_start(n, axes)
     one = tsne(tmp_path, x, start, perplexity, iterations, exaggerated=40)
@@ -240,13 +252,14 @@ def test_degenerate(tmp_path: Path, name: str, x: np.ndarray, perplexity: float)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_same_bits_at_every_level(tmp_path: Path, axes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("perplexity", [10, "5+20+30"])
+def test_same_bits_at_every_level(tmp_path: Path, axes: int, perplexity, monkeypatch: pytest.MonkeyPatch) -> None:
     """AVX-512, AVX2 and no vectors, where the processor has them."""
     x, start = blobs(550, 9), random_start(550, axes)
     maps = []
     for level in (3, 2, 0):
         monkeypatch.setenv("ISA", str(level))
-        maps.append(tsne(tmp_path, x, start, 10, 60, exaggerated=20))
+        maps.append(tsne(tmp_path, x, start, perplexity, 60, exaggerated=20))
     assert same(maps[0], maps[1]) and same(maps[0], maps[2])
 
 

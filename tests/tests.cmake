@@ -77,6 +77,11 @@ if(CUDA)
     add_test(NAME program COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=5 tests/test_cuda.py
              WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(program PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 2400)
+    if(CUDA STREQUAL "HOST")
+      add_test(NAME gpus COMMAND ${PYTHON} -m pytest -q -rs --no-header tests/test_gpus.py
+               WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+      set_tests_properties(gpus PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 600)
+    endif()
   endif()
   return()
 endif()
@@ -89,8 +94,8 @@ target_link_libraries(tsne_driver PRIVATE core)
 add_library(faults MODULE tests/faults.c)
 target_link_libraries(faults PRIVATE ${CMAKE_DL_LIBS})
 
-# Times the cases of test_kernels against what this machine could do; no test.
-add_executable(bench_kernels tests/bench_kernels.c)
+# Times every kernel, by the tables of test_kernels and test_ops, against what this machine could do; no test.
+add_executable(bench_kernels tests/bench_kernels.c tests/bench_ops.c tests/bench_rest.c)
 target_compile_options(bench_kernels PRIVATE -O3 -march=native)
 target_link_libraries(bench_kernels PRIVATE core ref)
 
@@ -113,7 +118,7 @@ endif()
 if(CLANG AND NOT NO_FUZZER AND ONNX_GENERATED AND NOT SANITIZE)
   set(FUZZ_SOURCES ${CORE_SOURCES})
   list(FILTER FUZZ_SOURCES INCLUDE REGEX
-       "/(arena|error|watchdog|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx)[a-z_]*(\\.pb-c)?\\.c$")
+       "/(arena|error|watchdog|sha256|options|model|graph|plan|pickle|pth|safetensors|state|dataset|onnx|checkpoint|record)[a-z_]*(\\.pb-c)?\\.c$")
   add_custom_command(
     OUTPUT fuzz
     COMMAND ${CLANG} -g -O1 -w -Werror=implicit-function-declaration -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -D_GNU_SOURCE

@@ -10,6 +10,7 @@
  *     tsne_driver maps X N D PERPLEXITY START A ITERATIONS OUT EXAGGERATED RATE
  *                                                    OUT: the maps after 0, 1, ... ITERATIONS, (.., N, A)
  *     tsne_driver pca X N D K OUT                    OUT: float64 center, axes, variance, ratio; float32 scores of all
+ * PERPLEXITY: P, or P+Q+... for the mean of several; TSNE_ROW_BETA is the first one's.
  * From the environment: THREADS; ISA, the level of instructions (dev_limit_isa); SECONDS: tell those of each part;
  * MEMORY: tell the bytes predicted and taken; LIMIT: bytes that tsne may take. Ranks hold uneven shards, some
  * empty. */
@@ -53,29 +54,46 @@ static Matrix matrix_of(const float *x, int64_t N, int D) {
     return matrix;
 }
 
+/* P, or P+Q+... */
+static Perplexity perplexity_of(const char *text) {
+    Perplexity p = {.text = text};
+    for (const char *at = text; at && p.count < PERPLEXITIES_MAX; at = strchr(at, '+') ? strchr(at, '+') + 1 : NULL)
+        p.value[p.count++] = atof(at);
+    return p;
+}
+
 typedef struct {
     TsneShape shape;
     int64_t blocks;
+    int kernels;
     float *rows;
     TsneAffinities affinities;
     int64_t *kept, *dropped, *p_log_p; /* TsneAffinitySums */
 } Affinities;
 
 /* One rank, points in the order of the file. */
-static Affinities affinities_of(const float *x, int64_t N, int D, int A, double perplexity) {
+static Affinities affinities_of(const float *x, int64_t N, int D, int A, const char *text) {
+    const Perplexity perplexity = perplexity_of(text);
+    TsneKernels kernels = {.count = perplexity.count};
     const int64_t blocks = (N + 15) / 16, tiles = k_tsne_tiles(N);
     Affinities a = {.shape = {N, 0, blocks, D, A, 0, 1}, .blocks = blocks};
     float *packed = dev_alloc((size_t)(blocks * 16 * D) * 4);
     void *scratch = dev_alloc(k_tsne_affinity_scratch(N, D));
-    a.rows = dev_alloc((size_t)blocks * TSNE_ROW_NUMBERS * 16 * 4);
+    a.kernels = kernels.count;
+    for (int k = 0; k < kernels.count; k++) {
+        kernels.perplexity[k] = perplexity.value[k];
+        kernels.share[k] = 1 / (float)kernels.count;
+    }
+    a.rows = dev_alloc((size_t)(blocks * kernels.count) * TSNE_ROW_NUMBERS * 16 * 4);
     a.kept = ARENA_ARRAY(arena, int64_t, 2 * N + 1, "sums");
     a.dropped = a.kept + N;
     a.p_log_p = a.kept + 2 * N;
     const float least = (float)(0x1p-24 / (double)N);
     k_tsne_pack(packed, x, N, D, 1);
-    k_tsne_search(a.rows, packed, &a.shape, perplexity, scratch);
+    const TsneRows rows = {a.rows, kernels.count, kernels.count};
+    k_tsne_search(a.rows, packed, &a.shape, &kernels, scratch);
     TsneTileSize *sizes = ARENA_ARRAY(arena, TsneTileSize, tiles, "sizes");
-    k_tsne_count(sizes, packed, a.rows, &a.shape, 0, 1, tiles, least, scratch);
+    k_tsne_count(sizes, packed, &rows, &a.shape, 0, 1, tiles, least, scratch);
     a.affinities = (TsneAffinities){.tiles = tiles,
                                     .tile = ARENA_ARRAY(arena, int64_t, tiles, "tiles"),
                                     .cell_start = ARENA_ARRAY(arena, int64_t, tiles + 1, "cells"),
@@ -87,7 +105,7 @@ static Affinities affinities_of(const float *x, int64_t N, int D, int A, double 
     }
     a.affinities.cell = dev_alloc((size_t)a.affinities.cell_start[tiles] * sizeof(TsneCell));
     a.affinities.value = ARENA_ARRAY(arena, float, a.affinities.value_start[tiles] + 16, "P");
-    k_tsne_fill(&a.affinities, (TsneAffinitySums){a.kept, a.dropped, a.p_log_p}, 0, tiles, packed, a.rows, &a.shape,
+    k_tsne_fill(&a.affinities, (TsneAffinitySums){a.kept, a.dropped, a.p_log_p}, 0, tiles, packed, &rows, &a.shape,
                 least, scratch);
     dev_free(packed);
     dev_free(scratch);
@@ -104,7 +122,7 @@ static double kept_sum(const Affinities *a) {
 static void run_affinities(char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]);
-    Affinities a = affinities_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D, 2, atof(argv[3]));
+    Affinities a = affinities_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D, 2, argv[3]);
     float *dense = ARENA_ARRAY(arena, float, N *N, "P"), *beta = ARENA_ARRAY(arena, float, N, "beta");
     double dropped = 0;
     int64_t entries = 0, columns = (N + TSNE_TILE - 1) / TSNE_TILE, t = 0;
@@ -126,7 +144,7 @@ static void run_affinities(char **argv) {
     for (int64_t i = 0; i < N; i++) {
         double weight = (double)a.dropped[i] * TSNE_DROPPED_UNIT;
         dropped = fmax(dropped, weight / ((double)a.kept[i] * k_tsne_kept_unit(N) + weight));
-        beta[i] = a.rows[(i / 16 * TSNE_ROW_NUMBERS + TSNE_ROW_BETA) * 16 + i % 16];
+        beta[i] = a.rows[(i / 16 * a.kernels * TSNE_ROW_NUMBERS + TSNE_ROW_BETA) * 16 + i % 16];
     }
     write_raw(argv[4], "wb", dense, (size_t)(N * N) * 4);
     write_raw(argv[4], "ab", beta, (size_t)N * 4);
@@ -136,7 +154,7 @@ static void run_affinities(char **argv) {
 static void run_gradient(char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
-    Affinities a = affinities_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D, A, atof(argv[3]));
+    Affinities a = affinities_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D, A, argv[3]);
     const float *start = read_raw(argv[4], (size_t)(N * A) * 4);
     size_t floats = (size_t)a.blocks * (size_t)A * 16;
     float *y = ARENA_ARRAY(arena, float, floats, "y"), *update = ARENA_ARRAY(arena, float, floats, "update");
@@ -160,7 +178,7 @@ static void run_gradient(char **argv) {
         }
     float *beta = ARENA_ARRAY(arena, float, N, "beta");
     for (int64_t i = 0; i < N; i++)
-        beta[i] = a.rows[(i / 16 * TSNE_ROW_NUMBERS + TSNE_ROW_BETA) * 16 + i % 16];
+        beta[i] = a.rows[(i / 16 * a.kernels * TSNE_ROW_NUMBERS + TSNE_ROW_BETA) * 16 + i % 16];
     write_raw(argv[6], "wb", gradient, (size_t)(N * A) * 8);
     write_raw(argv[6], "ab", beta, (size_t)N * 4);
     printf("%.17g\n", kl);
@@ -198,8 +216,10 @@ static void run_tsne(int argc, char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
     Matrix x = matrix_of(read_raw(argv[0], (size_t)(N * D) * 4), N, D);
+    const Perplexity perplexity = perplexity_of(argv[3]);
     TsneOptions options = {.axes = A,
-                           .perplexity = atof(argv[3]),
+                           .perplexity_count = 1,
+                           .perplexity = &perplexity,
                            .max_iter = atoi(argv[6]),
                            .early_exaggeration = 12,
                            .exaggeration_iter = 250};
@@ -212,7 +232,7 @@ static void run_tsne(int argc, char **argv) {
     if (getenv("LIMIT"))
         limit_memory((size_t)atoll(getenv("LIMIT")));
     const size_t before = memory_now("VmRSS:");
-    tsne(&result, arena, &x, start, &options);
+    tsne(&result, arena, &x, &(TsneMap){0, start, "tsne test"}, 1, &options);
     if (getenv("MEMORY") && comm_rank() == 0)
         printf("memory %.0f %.0f\n", result.bytes, (double)memory_now("VmHWM:") - (double)before);
     write_raw(argv[7], "wb", result.map, (size_t)(N * A) * 4);
@@ -237,8 +257,10 @@ static void run_maps(char **argv) {
     int64_t N = atoll(argv[1]);
     int D = atoi(argv[2]), A = atoi(argv[5]);
     const float *x = read_raw(argv[0], (size_t)(N * D) * 4), *start = read_raw(argv[4], (size_t)(N * A) * 4);
+    const Perplexity perplexity = perplexity_of(argv[3]);
     TsneOptions options = {.axes = A,
-                           .perplexity = atof(argv[3]),
+                           .perplexity_count = 1,
+                           .perplexity = &perplexity,
                            .early_exaggeration = 12,
                            .exaggeration_iter = atoi(argv[8]),
                            .learning_rate = atof(argv[9])};
@@ -246,7 +268,7 @@ static void run_maps(char **argv) {
     for (options.max_iter = 0; options.max_iter <= atoi(argv[6]); options.max_iter++) {
         Matrix matrix = matrix_of(x, N, D);
         TsneResult result;
-        tsne(&result, arena, &matrix, start, &options);
+        tsne(&result, arena, &matrix, &(TsneMap){0, start, "tsne test"}, 1, &options);
         write_raw(argv[7], options.max_iter ? "ab" : "wb", result.map, (size_t)(N * A) * 4);
         dev_free(matrix.rows);
     }

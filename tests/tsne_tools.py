@@ -38,7 +38,7 @@ class Affinities(NamedTuple):
     entries: int
 
 
-def affinities(folder: Path, x: np.ndarray, perplexity: float, threads: int = 1) -> Affinities:
+def affinities(folder: Path, x: np.ndarray, perplexity: float | str, threads: int = 1) -> Affinities:
     n, d = x.shape
     (words,) = drive("affinities", save(folder / "x", x), n, d, perplexity, folder / "p", threads=threads)
     values = np.fromfile(folder / "p", np.float32)
@@ -53,7 +53,7 @@ class Map(NamedTuple):
     dropped: float
 
 
-def tsne(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float = 30, iterations: int = 1000,
+def tsne(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float | str = 30, iterations: int = 1000,
          exaggerated: int = 250, rate: float = 0, ranks: int = 1, threads: int = 1) -> Map:
     (n, d), axes = x.shape, start.shape[1]
     lines = drive("tsne", save(folder / "x", x), n, d, perplexity, save(folder / "start", start), axes, iterations,

@@ -51,13 +51,14 @@ static inline __attribute__((always_inline)) void apply(float *out, const float 
 }
 
 static inline __attribute__((always_inline)) void apply_gradient(float *din, const float *dout, const float *out,
-                                                                 const float *scale, int64_t count, int width) {
+                                                                 const float *scale, bool guided, int64_t count,
+                                                                 int width) {
     for (int64_t p = 0; p < count; p++)
 #pragma omp simd
         for (int c = 0; c < width; c++) {
             float g = dout[p * width + c];
             if (out)
-                g = out[p * width + c] > 0 ? g : 0;
+                g = out[p * width + c] > 0 && !(guided && g < 0) ? g : 0;
             din[p * width + c] = scale ? g * scale[c] : g;
         }
 }
@@ -74,13 +75,15 @@ static inline __attribute__((always_inline)) void apply_any(float *out, const fl
 }
 
 static inline __attribute__((always_inline)) void gradient_any(float *din, const float *dout, const float *out,
-                                                               const float *scale, int64_t count, int width) {
-    if (!scale)
-        apply_gradient(din, dout, out, NULL, count, width);
+                                                               const float *scale, bool guided, int64_t count, int width) {
+    if (guided)
+        apply_gradient(din, dout, out, scale, true, count, width);
+    else if (!scale)
+        apply_gradient(din, dout, out, NULL, false, count, width);
     else if (out)
-        apply_gradient(din, dout, out, scale, count, width);
+        apply_gradient(din, dout, out, scale, false, count, width);
     else
-        apply_gradient(din, dout, NULL, scale, count, width);
+        apply_gradient(din, dout, NULL, scale, false, count, width);
 }
 
 CPU_CLONES void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float *in) {
@@ -99,7 +102,8 @@ CPU_CLONES void k_affine_forward(Lane *lane, const KAffine *affine, float *out, 
         }
 }
 
-CPU_CLONES void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out) {
+CPU_CLONES void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out,
+                                  bool guided) {
     (void)lane;
     const int width = affine->width;
     const int64_t step = affine->pixels * width;
@@ -108,9 +112,9 @@ CPU_CLONES void k_affine_backward(Lane *lane, const KAffine *affine, float *din,
             const float *scale = affine->scale ? affine->scale + (int64_t)block * width : NULL;
             const float *value = affine->relu ? out + (b * affine->blocks + block) * step : NULL;
             switch (width) {
-            case 16: gradient_any(din, dout, value, scale, affine->pixels, 16); break;
-            case 8: gradient_any(din, dout, value, scale, affine->pixels, 8); break;
-            default: gradient_any(din, dout, value, scale, affine->pixels, 1);
+            case 16: gradient_any(din, dout, value, scale, guided, affine->pixels, 16); break;
+            case 8: gradient_any(din, dout, value, scale, guided, affine->pixels, 8); break;
+            default: gradient_any(din, dout, value, scale, guided, affine->pixels, 1);
             }
         }
 }

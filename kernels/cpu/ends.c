@@ -1,8 +1,6 @@
-/* ends.c: into the network (pixels) and out of it (predictions, seeds, maps). All on plain values.
+/* ends.c: into the network (pixels) and out of it (predictions). All on plain values.
  *
- * A pixel is transformed in double and rounded once; 8-bit pixels through a table of their 256 values, per channel.
- * Maps are normalised by their own smallest and largest value, which are kept, so the raw map is x (high - low) + low.
- */
+ * A pixel is transformed in double and rounded once; 8-bit pixels through a table of their 256 values, per channel. */
 #include <string.h>
 
 #include "cpu.h"
@@ -43,75 +41,5 @@ void k_predict(Lane *lane, int32_t *prediction, const float *logits, int B, int 
         for (int k = 1; k < K; k++)
             best = row[k] > row[best] ? k : best;
         prediction[b] = best;
-    }
-}
-
-void k_seed(Lane *lane, float *seed, const int32_t *prediction, int B, int K) {
-    (void)lane;
-    memset(seed, 0, (size_t)B * (size_t)K * sizeof *seed);
-    for (int b = 0; b < B; b++)
-        seed[(int64_t)b * K + (K == 1 ? 0 : prediction[b])] = 1;
-}
-
-/* ---- Maps ------------------------------------------------------------------------------------------------------- */
-
-static inline __attribute__((always_inline)) void normalise(float *map, float *low, float *high, int64_t pixels) {
-    float least = map[0], most = map[0];
-#pragma omp simd reduction(min : least) reduction(max : most)
-    for (int64_t p = 0; p < pixels; p++) {
-        least = map[p] < least ? map[p] : least;
-        most = map[p] > most ? map[p] : most;
-    }
-    *low = least;
-    *high = most;
-    const float range = most - least;
-#pragma omp simd
-    for (int64_t p = 0; p < pixels; p++)
-        map[p] = range > 0 ? (map[p] - least) / range : 0;
-}
-
-CPU_CLONES void k_saliency(Lane *lane, float *map, float *low, float *high, const float *gradient, int B, int C, int H,
-                           int W) {
-    (void)lane;
-    const int64_t pixels = (int64_t)H * W;
-    for (int b = 0; b < B; b++, map += pixels) {
-        memset(map, 0, (size_t)pixels * sizeof *map);
-        for (int c = 0; c < C; c++, gradient += pixels)
-#pragma omp simd
-            for (int64_t p = 0; p < pixels; p++) {
-                float magnitude = __builtin_fabsf(gradient[p]);
-                map[p] = magnitude > map[p] ? magnitude : map[p];
-            }
-        normalise(map, low + b, high + b, pixels);
-    }
-}
-
-/* Rows first, as k_global_average_forward. */
-static float plane_mean(const float *plane, int H, int W) {
-    float total = 0;
-    for (int y = 0; y < H; y++) {
-        float row = 0;
-        for (int x = 0; x < W; x++)
-            row += *plane++;
-        total += row;
-    }
-    return total / ((float)H * (float)W);
-}
-
-CPU_CLONES void k_gradcam(Lane *lane, float *map, float *low, float *high, const float *value, const float *gradient,
-                          int B, int C, int H, int W) {
-    (void)lane;
-    const int64_t pixels = (int64_t)H * W;
-    for (int b = 0; b < B; b++, map += pixels) {
-        memset(map, 0, (size_t)pixels * sizeof *map);
-        for (int c = 0; c < C; c++, gradient += pixels, value += pixels) {
-            const float weight = plane_mean(gradient, H, W);
-#pragma omp simd
-            for (int64_t p = 0; p < pixels; p++)
-                map[p] = map[p] + weight * value[p];
-        }
-        for (int64_t p = 0; p < pixels; p++)
-            map[p] = map[p] > 0 ? map[p] : 0;
-        normalise(map, low + b, high + b, pixels);
     }
 }

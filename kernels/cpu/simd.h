@@ -30,10 +30,28 @@ INLINE void ISA(store)(float *to, V value) {
     *(ISA(VUnaligned) *)to = value;
 }
 
+/* By name where there is one: in long functions the compiler leaves some of the plain loops as they are. */
 INLINE V ISA(fma)(V a, V b, V c) {
+#if SIMD_BYTES == 64
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SIMD_BYTES == 32
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
     V r;
     UNROLL for (int l = 0; l < LANES; l++) r[l] = __builtin_fmaf(a[l], b[l], c[l]);
     return r;
+#endif
+}
+
+/* c - a b */
+INLINE V ISA(fnma)(V a, V b, V c) {
+#if SIMD_BYTES == 64
+    return (V)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SIMD_BYTES == 32
+    return (V)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return ISA(fma)(-a, b, c);
+#endif
 }
 
 /* 1/d. Subtracting the bits from a constant gives 1/d to 6 %; a quadratic, whose three constants (with the first) were
@@ -43,7 +61,7 @@ INLINE V ISA(reciprocal)(V d) {
     V r = (V)(0x7ef2a547 - (VI)d);
     V u = ISA(fma)(d, r, ISA(all)(-1.50101563f));
     r *= ISA(fma)(u, u, ISA(all)(0.748987252f));
-    V error = ISA(fma)(-d, r, ISA(all)(1.0f));
+    V error = ISA(fnma)(d, r, ISA(all)(1.0f));
     return ISA(fma)(r, error, r);
 }
 
@@ -52,7 +70,7 @@ INLINE V ISA(reciprocal_root)(V d) {
     V r = (V)(0x5f111089 - ((VI)d >> 1));
     V u = ISA(fma)(d, r * r, ISA(all)(-1.12665237f));
     r *= ISA(fma)(u, u, ISA(all)(1.01317292f));
-    V error = ISA(fma)(-(d * r), r, ISA(all)(1.0f));
+    V error = ISA(fnma)(d * r, r, ISA(all)(1.0f));
     return ISA(fma)(0.5f * r, error, r);
 }
 
@@ -81,8 +99,7 @@ INLINE V ISA(log)(V x) {
     VI bits = (VI)x - 0x3f3504f3;
     VI exponent = bits >> 23;
     V m = (V)((bits & 0x007fffff) + 0x3f3504f3);
-    V k;
-    UNROLL for (int l = 0; l < LANES; l++) k[l] = (float)exponent[l];
+    V k = __builtin_convertvector(exponent, V);
     V s = (m - 1.0f) / (m + 1.0f), q = s * s;
     V p = ISA(all)(2.0f / 9);
     p = ISA(fma)(p, q, ISA(all)(2.0f / 7));

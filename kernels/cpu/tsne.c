@@ -58,6 +58,8 @@ static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *
 static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction);
 static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value);
 static void fill_windows(float *windows, const float *from, int vectors);
+static int points_in_tile(const TsneShape *shape, int64_t tile);
+static int cell_values(const TsneCell *cell);
 
 size_t k_tsne_scratch(const TsneShape *shape) {
     return (size_t)omp_get_max_threads() * sizeof(Work) + MASKS * TSNE_CELL * sizeof(float) +
@@ -119,6 +121,35 @@ void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, con
         }
         if (norm)
             norm[b] = squares;
+    }
+}
+
+void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape) {
+    const int floats = shape->axes * TSNE_BLOCK;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = 0; t < affinities->tiles; t++) {
+        float windows[TSNE_TILE_BLOCKS * 3 * TSNE_WINDOW], cell_sums[2 * TSNE_BLOCK];
+        double tile_sums[2][TSNE_TILE] = {{0}};
+        const float *value = affinities->value + affinities->value_start[t];
+        int64_t tile[2];
+        tsne_tile(&tile[0], &tile[1], shape->points, affinities->tile[t]);
+        const int blocks = (points_in_tile(shape, tile[1]) + TSNE_BLOCK - 1) / TSNE_BLOCK;
+        fill_windows(windows, y + tile[1] * TSNE_TILE_BLOCKS * floats, blocks * shape->axes);
+        for (int64_t c = affinities->cell_start[t]; c < affinities->cell_start[t + 1]; c++) {
+            const TsneCell *cell = affinities->cell + c;
+            const int place[2] = {cell->row, cell->column};
+            tsne_inner()->map[shape->axes - 2].point_logs(cell_sums, cell, value,
+                                                          y + (tile[0] * TSNE_TILE_BLOCKS + cell->row) * floats,
+                                                          windows + 2 * cell->column * floats);
+            for (int side = 0; side < 2; side++)
+                for (int l = 0; l < TSNE_BLOCK; l++)
+                    tile_sums[side][place[side] * TSNE_BLOCK + l] += (double)cell_sums[side * TSNE_BLOCK + l];
+            value += cell_values(cell);
+        }
+#pragma omp critical(tsne_point_logs)
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < points_in_tile(shape, tile[side]); i++)
+                sums[tile[side] * TSNE_TILE + i] += (int64_t)(tile_sums[side][i] / TSNE_LOG_UNIT);
     }
 }
 
@@ -269,4 +300,16 @@ static void fill_windows(float *windows, const float *from, int vectors) {
     for (int v = 0; v < vectors; v++)
         for (int twice = 0; twice < 2; twice++)
             memcpy(windows + v * TSNE_WINDOW + twice * TSNE_BLOCK, from + v * TSNE_BLOCK, TSNE_BLOCK * sizeof(float));
+}
+
+static int points_in_tile(const TsneShape *shape, int64_t tile) {
+    const int64_t left = shape->points - tile * TSNE_TILE;
+    return left < TSNE_TILE ? (int)left : TSNE_TILE;
+}
+
+static int cell_values(const TsneCell *cell) {
+    int values = 0;
+    for (int s = 0; s < TSNE_BLOCK; s++)
+        values += __builtin_popcount(cell->mask[s]);
+    return values;
 }

@@ -22,7 +22,8 @@ typedef struct {
 
 /* What cells are made from: all points, all rows' numbers. */
 typedef struct {
-    const float *x, *rows;
+    const float *x;
+    const TsneRows *rows;
     const TsneShape *shape;
     float least;
 } Cells;
@@ -39,7 +40,8 @@ static float *thread_columns(void *scratch, int width);
 static int group_blocks(int width);
 static int64_t column_count(int64_t points);
 static void group_distances(float *d, const float *x, const TsneShape *shape, int64_t first, int blocks);
-static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity);
+static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity,
+                         float share);
 
 void k_tsne_pack(float *packed, const float *x, int64_t rows, int width, float scale) {
     const int64_t blocks = (rows + TSNE_BLOCK - 1) / TSNE_BLOCK;
@@ -58,22 +60,22 @@ size_t k_tsne_affinity_scratch(int64_t points, int width) {
     return (size_t)omp_get_max_threads() * (search > thread_bytes(width) ? search : thread_bytes(width));
 }
 
-void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch) {
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, const TsneKernels *kernels, void *scratch) {
     const int group = group_blocks(shape->width);
     const int64_t stride = column_count(shape->points) * TSNE_BLOCK;
-    const double wanted = tsne_log(perplexity);
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t b = 0; b < shape->count; b += group) {
         float *d = (float *)scratch + omp_get_thread_num() * group * stride;
         int blocks = shape->count - b < group ? (int)(shape->count - b) : group;
         group_distances(d, x, shape, shape->first + b, blocks);
         for (int i = 0; i < blocks; i++)
-            search_block(rows + (b + i) * TSNE_ROW_NUMBERS * TSNE_BLOCK, d + i * stride, shape->first + b + i,
-                         shape->points, wanted);
+            for (int k = 0; k < kernels->count; k++)
+                search_block(rows + ((b + i) * kernels->count + k) * TSNE_ROW_NUMBERS * TSNE_BLOCK, d + i * stride,
+                             shape->first + b + i, shape->points, tsne_log(kernels->perplexity[k]), kernels->share[k]);
     }
 }
 
-void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+void k_tsne_count(TsneTileSize *sizes, const float *x, const TsneRows *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch) {
     const Cells all = {.x = x, .rows = rows, .shape = shape, .least = least};
 #pragma omp parallel for schedule(dynamic, 1)
@@ -82,7 +84,7 @@ void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const 
 }
 
 void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
-                 const float *rows, const TsneShape *shape, float least, void *scratch) {
+                 const TsneRows *rows, const TsneShape *shape, float least, void *scratch) {
     const Cells all = {.x = x, .rows = rows, .shape = shape, .least = least};
     const double kept_unit = k_tsne_kept_unit(shape->points);
 #pragma omp parallel for schedule(dynamic, 1)
@@ -114,7 +116,10 @@ static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, con
     const int D = all->shape->width;
     const int64_t blocks = (all->shape->points + TSNE_BLOCK - 1) / TSNE_BLOCK;
     const float p_scale = (float)(0.5 / (double)all->shape->points);
-    float *numbers = columns + (int64_t)D * TSNE_WINDOW, *d = numbers + TSNE_ROW_NUMBERS * TSNE_WINDOW;
+    const TsneRows *rows = all->rows;
+    const int64_t row_floats = (int64_t)rows->all * TSNE_ROW_NUMBERS * TSNE_BLOCK;
+    float *numbers = columns + (int64_t)D * TSNE_WINDOW,
+          *d = numbers + TSNE_KERNELS_MAX * TSNE_ROW_NUMBERS * TSNE_WINDOW;
     int64_t row_tile, column_tile;
     tsne_tile(&row_tile, &column_tile, all->shape->points, number);
     TsneTileSize size = {0, 0};
@@ -123,7 +128,7 @@ static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, con
         const int first = k / column_blocks * TSNE_GROUP, c = k % column_blocks;
         const int64_t column = column_tile * TSNE_TILE_BLOCKS + c;
         make_windows(columns, all->x + column * D * TSNE_BLOCK, D);
-        make_windows(numbers, all->rows + column * TSNE_ROW_NUMBERS * TSNE_BLOCK, TSNE_ROW_NUMBERS);
+        make_windows(numbers, rows->numbers + column * row_floats, rows->count * TSNE_ROW_NUMBERS);
         for (int r = first; r < first + TSNE_GROUP && row_tile * TSNE_TILE_BLOCKS + r <= column; r++) {
             const int64_t row = row_tile * TSNE_TILE_BLOCKS + r;
             TsneCell found = {.row = (uint8_t)r, .column = (uint8_t)c};
@@ -132,7 +137,7 @@ static TsneTileSize find_cells(TsneCell *cell, float *value, TileSums *sums, con
             if (row == column || column == blocks - 1)
                 set_apart(d, row, column, all->shape->points);
             int pairs = inner->select(found.mask, value ? value + size.values : NULL, sums ? &cell_sums : NULL, d,
-                                      all->rows + row * TSNE_ROW_NUMBERS * TSNE_BLOCK, numbers, all->least, p_scale);
+                                      rows->numbers + row * row_floats, numbers, rows->count, all->least, p_scale);
             if (sums)
                 add_cell(sums, &cell_sums, r, c);
             if (pairs && cell)
@@ -178,7 +183,7 @@ static void add_cell(TileSums *sums, const TsneCellSums *cell, int row, int colu
 }
 
 static size_t column_floats(int width) {
-    return (size_t)(width + TSNE_ROW_NUMBERS) * TSNE_WINDOW + TSNE_BLOCK * TSNE_BLOCK;
+    return (size_t)(width + TSNE_KERNELS_MAX * TSNE_ROW_NUMBERS) * TSNE_WINDOW + TSNE_BLOCK * TSNE_BLOCK;
 }
 
 static size_t thread_bytes(int width) {
@@ -221,7 +226,8 @@ static void group_distances(float *d, const float *x, const TsneShape *shape, in
 
 /* Newton's method on ln(beta) for 16 rows at once, each with a bisection to fall back on: all rows go through every
  * pass, and those that are done keep their beta. */
-static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity) {
+static void search_block(float *mine, const float *d, int64_t block, int64_t points, double log_perplexity,
+                         float share) {
     const TsneInner *inner = tsne_inner();
     float *beta = mine + TSNE_ROW_BETA * TSNE_BLOCK, *low = mine + TSNE_ROW_LOW * TSNE_BLOCK;
     float *scale = mine + TSNE_ROW_SCALE * TSNE_BLOCK;
@@ -244,7 +250,7 @@ static void search_block(float *mine, const float *d, int64_t block, int64_t poi
             if (search[l].done)
                 continue;
             double sum = sums[l], mean = sums[TSNE_BLOCK + l] / sum;
-            scale[l] = (float)(1 / sum);
+            scale[l] = (float)(1 / sum) * share;
             tsne_search_step(&search[l], tsne_log(sum) + mean, log_perplexity,
                         sums[2 * TSNE_BLOCK + l] / sum - mean * mean);
             if (pass + 1 < TSNE_PASSES_MAX && !search[l].done)

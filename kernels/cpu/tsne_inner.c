@@ -1,6 +1,6 @@
 /* tsne_inner.c: the innermost loops of t-SNE and of neighbours, compiled for three levels of vectors; the best one the
- * processor has is chosen when the program runs. They are written once, in tsne_map.inc, tsne_rows.inc, tsne_cells.inc and
- * neighbors.inc, and give the same bits at every level (simd.h). */
+ * processor has is chosen when the program runs. They are written once, in tsne_map.inc, tsne_rows.inc, tsne_cells.inc,
+ * neighbors.inc and place.inc, and give the same bits at every level (simd.h). */
 #include "tsne_inner.h"
 
 #include <stddef.h>

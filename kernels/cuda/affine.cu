@@ -52,7 +52,7 @@ static __global__ void apply(float *out, const float *in, const float *scale, co
 }
 
 static __global__ void apply_gradient(float *din, const float *dout, const float *out, const float *scale,
-                                      uint32_t sample, uint32_t pixels, int64_t samples) {
+                                      bool guided, uint32_t sample, uint32_t pixels, int64_t samples) {
     const uint32_t i = work_index();
     if (i >= sample)
         return;
@@ -60,7 +60,7 @@ static __global__ void apply_gradient(float *din, const float *dout, const float
     for (int64_t b = blockIdx.y; b < samples; b += gridDim.y) {
         float g = dout[b * sample + i];
         if (out)
-            g = out[b * sample + i] > 0 ? g : 0;
+            g = out[b * sample + i] > 0 && !(guided && g < 0) ? g : 0;
         din[b * sample + i] = scale ? g * by : g;
     }
 }
@@ -71,8 +71,10 @@ void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float
                affine->shift, affine->relu || !affine->scale, sample, affine->pixels, affine->samples);
 }
 
-void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out) {
+void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out,
+                       bool guided) {
     const int64_t sample = (int64_t)affine->channels * affine->pixels;
     gpu_launch(apply_gradient, work_grid(sample, affine->samples), WORK_THREADS, 0, lane->stream, din, dout,
-               affine->relu || !affine->scale ? out : NULL, affine->scale, sample, affine->pixels, affine->samples);
+               affine->relu || !affine->scale ? out : NULL, affine->scale, guided, sample, affine->pixels,
+               affine->samples);
 }

@@ -354,6 +354,66 @@ double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross
     return 0;
 }
 
+/* ---- What each point has of the divergence ----------------------------------------------------------------------- */
+
+/* Grid: the rank's pairs of tiles. sums (N): of p ln(p / w), as attract goes through the cells. */
+template <int A>
+static __global__ void __launch_bounds__(PULL_THREADS)
+    point_logs(int64_t *sums, const int64_t *tile, const int64_t *cell_start, const int64_t *value_start,
+               const TsneCell *cell, const float *value, const float *y, int64_t points) {
+    __shared__ int offset[PULL_THREADS], parts[WORK_WARPS];
+    const int64_t end = cell_start[blockIdx.x + 1];
+    const int half = (int)threadIdx.x / TSNE_BLOCK, l = (int)threadIdx.x % TSNE_BLOCK;
+    int64_t row_tile, column_tile;
+    tsne_tile(&row_tile, &column_tile, points, tile[blockIdx.x]);
+    value += value_start[blockIdx.x];
+    for (int64_t first = cell_start[blockIdx.x]; first < end; first += PULL_THREADS) {
+        const int64_t chunk = end - first < PULL_THREADS ? end - first : (int64_t)PULL_THREADS;
+        const int values = value_offsets(offset, parts, cell + first, chunk);
+        for (int64_t k = half; k - half < chunk; k += HALVES) {
+            const bool there = k < chunk;
+            const TsneCell *own = cell + first + (there ? k : 0);
+            const int64_t row = row_tile * TSNE_TILE + own->row * TSNE_BLOCK,
+                          column = column_tile * TSNE_TILE + own->column * TSNE_BLOCK;
+            const float *next = value + (there ? offset[k] : 0);
+            float mine[A], other[A], row_sum = 0, column_sum = 0;
+#pragma unroll
+            for (int a = 0; a < A; a++) {
+                mine[a] = y[row * A + a * TSNE_BLOCK + l];
+                other[a] = y[column * A + a * TSNE_BLOCK + l];
+            }
+            for (int s = 0; s < TSNE_BLOCK; s++) {
+                const unsigned bits = there ? own->mask[s] : 0;
+                const float p = bits >> l & 1 ? next[__popc(bits & ((1u << l) - 1))] : 0;
+                next += __popc(bits);
+                float square = 0;
+#pragma unroll
+                for (int a = 0; a < A; a++) {
+                    square = fmaf(mine[a] - other[a], mine[a] - other[a], square);
+                    other[a] = __shfl_sync(0xffffffffu, other[a], l + 1, TSNE_BLOCK);
+                }
+                const float logs = A == 2 ? log1pf(square) : 1.5f * log1pf(0.5f * square);
+                const float term = p > 0 ? p * (logf(p) + logs) : 0;
+                row_sum += term;
+                column_sum = __shfl_sync(0xffffffffu, column_sum + term, l + 1, TSNE_BLOCK);
+            }
+            if (there && row + l < points)
+                atomicAdd(reinterpret_cast<unsigned long long *>(sums) + row + l,
+                          in_units(row_sum, (float)(1 / TSNE_LOG_UNIT)));
+            if (there && column + l < points)
+                atomicAdd(reinterpret_cast<unsigned long long *>(sums) + column + l,
+                          in_units(column_sum, (float)(1 / TSNE_LOG_UNIT)));
+        }
+        value += values;
+    }
+}
+
+void k_tsne_point_logs(int64_t *sums, const TsneAffinities *affinities, const float *y, const TsneShape *shape) {
+    gpu_launch(shape->axes == 2 ? point_logs<2> : point_logs<3>, gpu_blocks(affinities->tiles, 1), PULL_THREADS, 0,
+               gpu_own_lane()->stream, sums, affinities->tile, affinities->cell_start, affinities->value_start,
+               affinities->cell, affinities->value, y, shape->points);
+}
+
 /* ---- The step --------------------------------------------------------------------------------------------------- */
 
 /* Grid: a warp for each block of 16 points. */

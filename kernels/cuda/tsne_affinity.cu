@@ -112,7 +112,7 @@ static __device__ __forceinline__ Moments moments(const float *d, int64_t points
 }
 
 /* The numbers of one row, by a warp, to `numbers`, which are 16 apart. d (points). */
-static __device__ void search_row(float *numbers, const float *d, int64_t points, double wanted) {
+static __device__ void search_row(float *numbers, const float *d, int64_t points, double wanted, float share) {
     float low = TSNE_FAR, beta;
     double total = 0, scale = 0;
     for (int64_t j = work_lane(); j < points; j += 32) {
@@ -133,14 +133,15 @@ static __device__ void search_row(float *numbers, const float *d, int64_t points
     if (work_lane() == 0) {
         numbers[TSNE_ROW_BETA * TSNE_BLOCK] = beta;
         numbers[TSNE_ROW_LOW * TSNE_BLOCK] = low;
-        numbers[TSNE_ROW_SCALE * TSNE_BLOCK] = (float)scale;
+        numbers[TSNE_ROW_SCALE * TSNE_BLOCK] = (float)scale * share;
     }
 }
 
-/* rows (count, TSNE_ROW_NUMBERS, 16) of the blocks from `from` on; d (grid, 16, points): each block of threads' own. */
+/* rows (count, kernels, TSNE_ROW_NUMBERS, 16) of the blocks from `from` on; d (grid, 16, points): each block of threads'
+ * own. */
 static __global__ void __launch_bounds__(SEARCH_THREADS)
     search_rows(float *rows, float *d, const float *x, int64_t from, int64_t count, int64_t points, int width,
-                double wanted) {
+                TsneKernels kernels) {
     __shared__ __align__(16) float window[DIMENSIONS * WINDOW];
     const int warp = (int)threadIdx.x / 32;
     d += blockIdx.x * points * TSNE_BLOCK;
@@ -155,21 +156,23 @@ static __global__ void __launch_bounds__(SEARCH_THREADS)
                 d[s * points + j] = j == first + s ? TSNE_FAR : found[0][s];
         }
         __syncthreads();
-        float *numbers = rows + b * TSNE_ROW_NUMBERS * TSNE_BLOCK + warp;
-        if (row < points)
-            search_row(numbers, d + warp * points, points, wanted);
-        else if (work_lane() == 0)
-            for (int i = 0; i < TSNE_ROW_NUMBERS; i++)
-                numbers[i * TSNE_BLOCK] = 0;
+        for (int k = 0; k < kernels.count; k++) {
+            float *numbers = rows + (b * kernels.count + k) * TSNE_ROW_NUMBERS * TSNE_BLOCK + warp;
+            if (row < points)
+                search_row(numbers, d + warp * points, points, tsne_log(kernels.perplexity[k]), kernels.share[k]);
+            else if (work_lane() == 0)
+                for (int i = 0; i < TSNE_ROW_NUMBERS; i++)
+                    numbers[i * TSNE_BLOCK] = 0;
+        }
         __syncthreads(); /* d is written again */
     }
 }
 
-void k_tsne_search(float *rows, const float *x, const TsneShape *shape, double perplexity, void *scratch) {
+void k_tsne_search(float *rows, const float *x, const TsneShape *shape, const TsneKernels *kernels, void *scratch) {
     const int64_t slots = search_slots(shape->points);
     gpu_launch(search_rows, gpu_blocks(shape->count < slots ? shape->count : slots, 1), SEARCH_THREADS, 0,
                gpu_own_lane()->stream, rows, static_cast<float *>(scratch), x, shape->first, shape->count,
-               shape->points, shape->width, tsne_log(perplexity));
+               shape->points, shape->width, *kernels);
 }
 
 /* ---- Count and fill --------------------------------------------------------------------------------------------- */
@@ -178,10 +181,14 @@ static __device__ __forceinline__ void add_units(int64_t *sum, double value, dou
     atomicAdd(reinterpret_cast<unsigned long long *>(sum), (unsigned long long)__double2ll_rn(value * scale));
 }
 
-/* c(j|i) and c(i|j) of a pair, from the numbers of its row and of its column, `apart` from each other. */
-static __device__ __forceinline__ float conditional(float d, const float *numbers, int apart) {
-    return expf(-(d - numbers[TSNE_ROW_LOW * apart]) * numbers[TSNE_ROW_BETA * apart]) *
-           numbers[TSNE_ROW_SCALE * apart];
+/* c(j|i) or c(i|j) of a pair, from the numbers of its row or of its column in each kernel, `apart` from each other. */
+static __device__ __forceinline__ float conditional(float d, const float *numbers, int apart, int kernels) {
+    float sum = 0;
+#pragma unroll 1 /* else registers are spilled */
+    for (; kernels > 0; kernels--, numbers += TSNE_ROW_NUMBERS * apart)
+        sum += expf(-(d - numbers[TSNE_ROW_LOW * apart]) * numbers[TSNE_ROW_BETA * apart]) *
+               numbers[TSNE_ROW_SCALE * apart];
+    return sum;
 }
 
 /* A pair of points, once: on the diagonal of P each pair appears twice, and points with themselves. */
@@ -264,9 +271,9 @@ static __global__ void __launch_bounds__(CELL_THREADS)
     find_cells(TsneTileSize *sizes, int64_t from, int64_t step, TsneCell *cell, float *value, const int64_t *tile,
                const int64_t *cell_start, const int64_t *value_start, int64_t *kept, int64_t *dropped, int64_t *p_log_p,
                double kept_scale, double dropped_scale, double log_scale, const float *x, const float *rows,
-               int64_t points, int width, float least, float p_scale) {
+               int all_kernels, int kernels, int64_t points, int width, float least, float p_scale) {
     __shared__ __align__(16) float window[DIMENSIONS * WINDOW];
-    __shared__ float numbers[TSNE_ROW_NUMBERS * WINDOW];
+    __shared__ float numbers[TSNE_KERNELS_MAX * TSNE_ROW_NUMBERS * WINDOW];
     __shared__ int counts[TSNE_TILE_BLOCKS];
     __shared__ double parts[WORK_WARPS];
     const int64_t blocks = (points + TSNE_BLOCK - 1) / TSNE_BLOCK;
@@ -274,21 +281,22 @@ static __global__ void __launch_bounds__(CELL_THREADS)
     int64_t row_tile, column_tile, cells = 0, values = 0;
     tsne_tile(&row_tile, &column_tile, points, STORE ? tile[blockIdx.x] : from + blockIdx.x * step);
     const int64_t row_block = row_tile * TSNE_TILE_BLOCKS + 2 * half; /* and the next one */
-    const float *own[2], *own_numbers[2];
+    const float *own[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int64_t block = row_block + r < blocks ? row_block + r : 0; /* past the points: no pair */
         own[r] = x + block * TSNE_BLOCK * width + l;
-        own_numbers[r] = rows + block * TSNE_ROW_NUMBERS * TSNE_BLOCK + l;
     }
+    const int row_numbers = all_kernels * TSNE_ROW_NUMBERS * TSNE_BLOCK;
+    const int to_next = row_block + 1 < blocks ? row_numbers : 0;
+    const float *own_numbers = rows + (row_block < blocks ? row_block * row_numbers : 0) + l;
     double row_kept[2] = {0, 0}, row_dropped[2] = {0, 0}, logs = 0;
     for (int c = 0; c < TSNE_TILE_BLOCKS && column_tile * TSNE_TILE_BLOCKS + c < blocks; c++) {
         const int64_t column_block = column_tile * TSNE_TILE_BLOCKS + c;
         float d[2][TSNE_BLOCK]; /* then p, or -1 */
         __syncthreads();        /* the last column's numbers have been read */
-        if (threadIdx.x < TSNE_ROW_NUMBERS * WINDOW)
-            numbers[threadIdx.x] =
-                rows[(column_block * TSNE_ROW_NUMBERS + threadIdx.x / WINDOW) * TSNE_BLOCK + threadIdx.x % TSNE_BLOCK];
+        for (int i = (int)threadIdx.x; i < kernels * TSNE_ROW_NUMBERS * WINDOW; i += CELL_THREADS)
+            numbers[i] = rows[(column_block * all_kernels * TSNE_ROW_NUMBERS + i / WINDOW) * TSNE_BLOCK + i % TSNE_BLOCK];
         distances<2>(d, window, x + column_block * TSNE_BLOCK * width, own, l, width);
         int pairs[2] = {0, 0};
         float column_kept = 0, column_dropped = 0;
@@ -299,8 +307,8 @@ static __global__ void __launch_bounds__(CELL_THREADS)
             for (int r = 0; r < 2; r++) {
                 const bool real =
                     row_block + r <= column_block && is_pair((row_block + r) * TSNE_BLOCK + l, column, s, points);
-                const float there = real ? conditional(d[r][s], own_numbers[r], TSNE_BLOCK) : 0;
-                const float back = real ? conditional(d[r][s], numbers + l + s, WINDOW) : 0;
+                const float there = real ? conditional(d[r][s], own_numbers + r * to_next, TSNE_BLOCK, kernels) : 0;
+                const float back = real ? conditional(d[r][s], numbers + l + s, WINDOW, kernels) : 0;
                 const bool keep = real && (there >= least || back >= least);
                 pairs[r] += __popc(half_ballot(keep));
                 if (STORE) {
@@ -354,20 +362,20 @@ static float p_scale(int64_t points) {
     return (float)(0.5 / (double)points);
 }
 
-void k_tsne_count(TsneTileSize *sizes, const float *x, const float *rows, const TsneShape *shape, int64_t from,
+void k_tsne_count(TsneTileSize *sizes, const float *x, const TsneRows *rows, const TsneShape *shape, int64_t from,
                   int64_t step, int64_t tiles, float least, void *scratch) {
     (void)scratch;
     gpu_launch(find_cells<false>, gpu_blocks(tiles, 1), CELL_THREADS, 0, gpu_own_lane()->stream, sizes, from, step,
-               nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, x, rows, shape->points,
-               shape->width, least, p_scale(shape->points));
+               nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, x, rows->numbers, rows->all,
+               rows->count, shape->points, shape->width, least, p_scale(shape->points));
 }
 
 void k_tsne_fill(const TsneAffinities *affinities, TsneAffinitySums sums, int64_t from, int64_t to, const float *x,
-                 const float *rows, const TsneShape *shape, float least, void *scratch) {
+                 const TsneRows *rows, const TsneShape *shape, float least, void *scratch) {
     (void)scratch;
     gpu_launch(find_cells<true>, gpu_blocks(to - from, 1), CELL_THREADS, 0, gpu_own_lane()->stream, nullptr, 0, 0,
                affinities->cell, affinities->value, affinities->tile + from, affinities->cell_start + from,
                affinities->value_start + from, sums.kept, sums.dropped, sums.p_log_p, 1 / k_tsne_kept_unit(shape->points),
-               1 / TSNE_DROPPED_UNIT, 1 / TSNE_LOG_UNIT, x, rows, shape->points, shape->width, least,
-               p_scale(shape->points));
+               1 / TSNE_DROPPED_UNIT, 1 / TSNE_LOG_UNIT, x, rows->numbers, rows->all, rows->count, shape->points,
+               shape->width, least, p_scale(shape->points));
 }

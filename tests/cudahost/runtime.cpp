@@ -5,7 +5,7 @@
  * as NaN, and a page that can never be touched follows each allocation. The machine is made up:
  *
  *     CUDAHOST_SEED=1      the order of everything that CUDA leaves open
- *     CUDAHOST_DEVICES=8   how many are visible
+ *     CUDAHOST_DEVICES=8   how many it has; CUDA_VISIBLE_DEVICES, as for a real one, says which of them are visible
  *     CUDAHOST_DRIVER=old  a driver older than the toolkit
  *     CUDAHOST_MEMORY=N    bytes of device memory (8 GiB)
  *     CUDAHOST_PINNED=1    copies in any stream but the first made must be of pinned host memory, or they would wait */
@@ -273,26 +273,44 @@ static const bool watching = [] {
 
 using namespace cudahost;
 
+/* Numbers of the visible devices among the machine's; a wrong one hides itself and those behind it. */
+static std::vector<size_t> visible_devices() {
+    std::vector<size_t> visible;
+    const size_t all = setting("CUDAHOST_DEVICES", 8);
+    const char *list = getenv("CUDA_VISIBLE_DEVICES");
+    for (size_t i = 0; !list && i < all; i++)
+        visible.push_back(i);
+    for (char *end; list && *list; list = *end == ',' ? end + 1 : end) {
+        const size_t number = strtoul(list, &end, 10);
+        if (end == list || number >= all)
+            break;
+        visible.push_back(number);
+    }
+    return visible;
+}
+
 cudaError_t cudaGetDeviceCount(int *count) {
     if (getenv("CUDAHOST_DRIVER") && strcmp(getenv("CUDAHOST_DRIVER"), "old") == 0)
         return cudaErrorInsufficientDriver;
-    *count = (int)setting("CUDAHOST_DEVICES", 8);
+    *count = (int)visible_devices().size();
     return *count ? cudaSuccess : cudaErrorNoDevice;
 }
 
 cudaError_t cudaSetDevice(int chosen) {
-    if (chosen < 0 || (size_t)chosen >= setting("CUDAHOST_DEVICES", 8))
+    if (chosen < 0 || (size_t)chosen >= visible_devices().size())
         return cudaErrorInvalidDevice;
     device = chosen;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int number) {
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "host executor");
     properties->major = 9;
     properties->pciBusID = number;
-    snprintf(properties->uuid.bytes, sizeof properties->uuid.bytes, "%d", number);
+    snprintf(properties->uuid.bytes, sizeof properties->uuid.bytes, "%zu %s", visible_devices()[(size_t)number], host);
     return cudaSuccess;
 }
 

@@ -1,0 +1,20 @@
+/* bench.h: what the files of bench_kernels share. */
+#ifndef CNNSCOPE_BENCH_H
+#define CNNSCOPE_BENCH_H
+
+/* What one core reaches, measured at the start: operations a second (a multiply-add is two), bytes read from memory. */
+typedef struct {
+    double flops, bytes;
+} Peak;
+
+/* Least seconds of a call of step(what), over at least 0.02 s of calls. */
+double bench_seconds(void (*step)(void *), void *what);
+
+/* One line: the larger of the two shares of the peak is the fraction of the bound. flops or bytes 0: not counted. */
+void bench_line(const char *pass, const char *layout, const char *name, double seconds, double flops, double bytes,
+                const Peak *peak);
+
+void bench_ops(const Peak *peak);  /* bench_ops.c: every operation of op_cases.h */
+void bench_rest(const Peak *peak); /* bench_rest.c: pixels, maps, PCA, t-SNE, neighbours */
+
+#endif
