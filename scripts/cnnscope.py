@@ -70,6 +70,18 @@ def trust(ds: xr.Dataset, layer: str, method: str) -> dict[str, float]:
             if str(v).startswith(start) and str(v).endswith(end)}
 
 
+def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
+    """What sets one of several t-SNE maps of a layer apart, for example: perplexity 30, seed 1: KL 1.569."""
+    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
+    perplexity = float(at["perplexity"][number])
+    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
+    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
+    runs = len(np.unique(at["seed"].values))
+    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
+    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
+    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
+
+
 def raw(ds: xr.Dataset, name: str) -> xr.DataArray:
     """A map that is stored scaled to 0..1 (saliency, gradcam, ...) as it was before, from its bounds."""
     low, high = f"{name}_low", f"{name}_high"

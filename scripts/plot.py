@@ -240,25 +240,13 @@ def several_maps(ds: xr.Dataset, layer: str) -> Figure:
             axis.set_tick_params(length=0)
         if maps.shape[2] == 2:
             ax.set_aspect("equal", adjustable="datalim")
-        ax.set_title(map_details(ds, layer, i))
+        ax.set_title(cnnscope.map_details(ds, layer, i))
     found = cnnscope.trust(ds, layer, "tsne")
     words = {"spread": "mean spread {:.3f} radii", "persistence": "{:.1%} of neighbours persist"}
     texts = [text.format(found[name]) for name, text in words.items() if name in found]
     figure.suptitle(f"{len(maps)} t-SNE maps of {layer}, aligned to the first\n{mapped.sum():,} samples, faded by the "
                     f"spread of their places; {', '.join(texts)}")
     return figure
-
-
-def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
-    """For example: perplexity 30, seed 1: KL 1.569."""
-    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
-    perplexity = float(at["perplexity"][number])
-    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
-    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
-    runs = len(np.unique(at["seed"].values))
-    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
-    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
-    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
 
 
 def pca_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:

@@ -35,8 +35,9 @@ const runs = data.runs.map((run) => ({
   prediction: whole(run.prediction),
   numbers: all(run.numbers),
   suspects: new Set(run.suspects),
-  maps: run.maps.map((m) => ({ ...m, axes: m.axes.map(numbers), trust: all(m.trust) })),
+  maps: run.maps.map((m) => ({ ...m, axes: m.axes.map(numbers), behind: m.behind?.map(numbers), trust: all(m.trust) })),
 }));
+for (const sheet of data.sheets) sheet.evidence = all(sheet.evidence);
 const layers = [...new Set(runs.flatMap((run) => run.maps.map((m) => m.layer)))];
 const isWrong = (run, i) => label && run.prediction && label[i] >= 0 && label[i] !== run.prediction[i];
 const categoryName = (c) => (c < 0 ? "no label" : data.categories[c] ?? String(c));
@@ -52,7 +53,7 @@ for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
   [order[i], order[j]] = [order[j], order[i]];
 }
 
-const state = { layer: layers[0], beside: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
+const state = { layer: layers[0], beside: "", maps: "first", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
 let views = [];
 let revision = 0;
 const webgl = !!document.createElement("canvas").getContext("webgl");
@@ -140,8 +141,11 @@ function passes(i) {
 
 function makeViews() {
   const wanted = runs.length > 1 ? [state.layer] : [...new Set([state.layer, state.beside])];
+  const fits = (map) => (state.maps === "all" ? map.method === "tsne" || map.method === "further" : map.method !== "further");
+  const methods = [...new Set(runs.flatMap((run) => run.maps.map((map) => map.method)))]; // two files: the same map of both, side by side
   views.forEach((view) => Plotly.purge(view.div));
-  views = wanted.flatMap((layer) => runs.flatMap((run) => run.maps.filter((map) => map.layer === layer).map((map) => ({ run, map }))));
+  views = wanted.flatMap((layer) => methods.flatMap((method) => runs.flatMap((run) => run.maps
+    .filter((map) => map.layer === layer && map.method === method && fits(map)).map((map) => ({ run, map })))));
   byId("views").replaceChildren(...views.map(makeView));
   drawAll();
 }
@@ -176,7 +180,7 @@ function draw(view) {
   const pick = (values) => shown.map((i) => values[i]);
   const size = shown.length > 20000 ? 3 : shown.length > 2000 ? 4.5 : 7;
   const trace = {
-    type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
+    name: "samples", type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
     marker: {
       size: z ? size * 0.7 : size, line: { width: 0 }, opacity: 1,
       color: shown.map((i) => `rgba(${colour(i).join()},${alpha(i).toFixed(2)})`),
@@ -191,8 +195,10 @@ function draw(view) {
     uirevision: "same", selectionrevision: revision, selections: [], hoverdistance: 30,
     ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis } } : { dragmode: "lasso", xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }),
   };
-  const traces = z ? [trace, ringOf(view)] : [trace];
-  const config = { responsive: true, displaylogo: false, scrollZoom: true, modeBarButtonsToRemove: ["toImage"] };
+  const traces = [...behind(view), trace, ...(z ? [ringOf(view)] : [])];
+  // Named, because the library's own choice has a button that sends the data to its maker.
+  const buttons = z ? [["orbitRotation", "zoom3d", "pan3d", "resetCameraDefault3d"]] : [["lasso2d", "select2d", "pan2d", "zoom2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
+  const config = { responsive: true, displaylogo: false, scrollZoom: true, modeBarButtons: buttons, plotlyServerURL: "" };
   Plotly.react(view.div, traces, layout, config);
   if (!view.listens) listen(view);
   moveRing(view);
@@ -201,12 +207,21 @@ function draw(view) {
 function listen(view) {
   view.listens = true;
   view.div.append(view.ring);
-  view.div.on("plotly_hover", (event) => event.points[0].curveNumber === 0 && show(view.shown[event.points[0].pointNumber]));
-  view.div.on("plotly_click", (event) => event.points[0].curveNumber === 0 && show(view.shown[event.points[0].pointNumber]));
+  const indices = (event) => event.points.filter((p) => p.data.name === "samples").map((p) => view.shown[p.pointNumber]);
+  view.div.on("plotly_hover", (event) => show(indices(event)[0]));
+  view.div.on("plotly_click", (event) => show(indices(event)[0]));
   // Later: Plotly is still at work on the event.
-  view.div.on("plotly_selected", (event) => event && setTimeout(select, 0, event.points.map((p) => view.shown[p.pointNumber])));
+  view.div.on("plotly_selected", (event) => event && setTimeout(select, 0, indices(event)));
   view.div.on("plotly_deselect", () => setTimeout(select, 0, []));
   for (const name of ["plotly_relayout", "plotly_relayouting", "plotly_afterplot"]) view.div.on(name, () => moveRing(view));
+}
+
+/** The points of a stored map, which new samples were placed in. */
+function behind(view) {
+  if (!view.map.behind) return [];
+  const [x, y, z] = view.map.behind;
+  return [{ name: "stored map", type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x, y, ...(z ? { z } : {}), hoverinfo: "skip",
+    marker: { size: 3, color: "rgba(176,176,176,0.4)", line: { width: 0 } } }];
 }
 
 /** In 3-D the ring is a point of its own. */
@@ -264,146 +279,7 @@ function neighbour(view, [right, up]) {
   return best;
 }
 
-// ---- the sample -----------------------------------------------------------------------------------------------------
-
-function element(tag, properties) {
-  return Object.assign(document.createElement(tag), properties);
-}
-
-function show(i) {
-  if (i === undefined || i < 0) return;
-  state.current = i;
-  const title = `Sample ${samples[i]}` + (data.sampleNames ? ` ${data.sampleNames[i]}` : "");
-  const heading = element("h3", { textContent: title });
-  heading.setAttribute("aria-live", "polite");
-  byId("panel").replaceChildren(heading, pictures(i), facts(i));
-  byId("panel").dataset.index = i;
-  for (const view of views) {
-    if (view.map.axes.length < 3) moveRing(view);
-    else Plotly.restyle(view.div, Object.fromEntries(["x", "y", "z"].map((k, a) => [k, [[view.map.axes[a][i]]]])), [1]);
-  }
-}
-
-function pictures(i) {
-  const box = element("div", { className: "pictures" });
-  if (data.sheets.length && tiles[i] < 0) return element("p", { className: "note", textContent: "No picture of this sample in this page." });
-  for (const sheet of data.sheets) {
-    const figure = element("figure", {});
-    const over = sheet.key.startsWith("gradcam") && data.sheets[0].key.startsWith("image");
-    const frame = element("div", { className: over ? "over" : "" });
-    if (over) frame.append(tile(data.sheets[0], i));
-    frame.append(tile(sheet, i));
-    frame.setAttribute("role", "img");
-    frame.setAttribute("aria-label", `${sheet.title} of sample ${samples[i]}`);
-    figure.append(frame, element("figcaption", { textContent: sheet.title + (over ? " over the image" : "") }));
-    box.append(figure);
-  }
-  return box;
-}
-
-function tile(sheet, i) {
-  const span = element("span", { className: `tile sheet-${sheet.key}` });
-  const x = (100 * (tiles[i] % sheet.columns)) / Math.max(sheet.columns - 1, 1);
-  const y = (100 * Math.floor(tiles[i] / sheet.columns)) / Math.max(sheet.rows - 1, 1);
-  span.style.backgroundPosition = `${x}% ${y}%`;
-  return span;
-}
-
-function facts(i) {
-  const list = element("dl", {});
-  const add = (term, text, className = "") => list.append(element("dt", { textContent: term }), element("dd", { textContent: text, className }));
-  const number = (value) => (Number.isNaN(value) ? "–" : value.toPrecision(4));
-  if (label) add("label", categoryName(label[i]));
-  for (const run of runs) {
-    const of = runs.length > 1 ? `${run.name}: ` : "";
-    if (run.prediction) add(`${of}prediction`, categoryName(run.prediction[i]) + (isWrong(run, i) ? " (wrong)" : ""), isWrong(run, i) ? "wrong" : "");
-    for (const [name, values] of Object.entries(run.numbers)) add(of + name, number(values[i]));
-    if (run.suspects.has(i)) add(`${of}label`, "likely wrong");
-  }
-  for (const { run, map } of views) {
-    const of = runs.length > 1 ? `${run.name}: ` : "";
-    for (const [name, values] of Object.entries(map.trust)) add(`${of}${map.title}: ${name.replace("_", " ")}`, number(values[i]));
-  }
-  return list;
-}
-
-// ---- what is around the maps ----------------------------------------------------------------------------------------
-
-function drawKey() {
-  const entry = (background, text, second) => {
-    const swatch = element("i", { className: second ? "swatch second" : "swatch" });
-    swatch.style.background = `rgb(${background.join()})`;
-    const span = element("span", {});
-    span.append(swatch, text);
-    return span;
-  };
-  const view = views.find(valuesOf);
-  let parts = [];
-  if (state.colour === "right or wrong") parts = [entry(RIGHT, "right"), entry(WRONG, "wrong"), entry(GREY, "no label")];
-  else if (view) {
-    const ramp = element("i", { className: "ramp" });
-    ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map((c) => `rgb(${c.join()})`).join()})`;
-    const span = element("span", {});
-    const ends = [0.01, 0.99].map((share) => quantile(valuesOf(view), share).toPrecision(3));
-    span.append(`${state.colour.replace("_", " ")} ${ends[0]}`, ramp, ends[1] + (views.filter(valuesOf).length > 1 ? " (first map; each has its own range)" : ""));
-    parts = [span];
-  } else if (["label", "prediction"].includes(state.colour)) {
-    const step = few ? 1 : Math.ceil(data.categories.length / 12);
-    parts = data.categories.map((name, c) => [name, c]).filter(([, c]) => c % step === 0)
-      .map(([name, c]) => entry(categoryColour(c), name, few && c >= hues.length));
-  }
-  byId("key").replaceChildren(...parts);
-}
-
-function tell() {
-  const shown = new Set(views.flatMap((view) => view.shown)).size;
-  const chosen = [...state.selected];
-  const mistakes = chosen.filter((i) => runs.some((run) => isWrong(run, i))).length;
-  byId("count").textContent = `${count(shown)} of ${count(samples.length)} samples shown` +
-    (chosen.length ? `, ${count(chosen.length)} selected` + (label ? `, ${count(mistakes)} of these wrong` : "") : "") + ".";
-}
-
-function options(id, values, names = values) {
-  byId(id).replaceChildren(...values.map((value, i) => element("option", { value, textContent: names[i] })));
-}
-
-function setUp() {
-  const measures = [...new Set(runs.flatMap((run) => run.maps.flatMap((m) => Object.keys(m.trust))))];
-  const judged = label && runs.some((run) => run.prediction);
-  const colours = [label && "label", runs[0].prediction && "prediction", judged && "right or wrong",
-    ...new Set(runs.flatMap((run) => Object.keys(run.numbers))), ...measures].filter(Boolean);
-  state.colour = colours[0] ?? "";
-  state.beside = layers.length > 1 && runs.length === 1 ? layers[1] : "";
-  options("layer", layers);
-  options("beside", ["", ...layers], ["none", ...layers]);
-  byId("beside").value = state.beside;
-  byId("beside-label").hidden = layers.length < 2 || runs.length > 1;
-  options("colour", colours, colours.map((name) => name.replace("_", " ")));
-  options("category", ["", ...data.categories.keys()], ["all", ...data.categories]);
-  options("kind", ["all", ...(judged ? ["wrong", "right"] : []), ...(runs.some((run) => run.suspects.size) ? ["likely label errors"] : []),
-    ...(runs.length > 1 && runs.every((run) => run.prediction) ? ["flipped"] : []), "selected"]);
-  byId("fade-why").hidden = byId("fade").parentElement.hidden = !measures.length;
-  for (const id of ["layer", "beside"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; makeViews(); });
-  for (const id of ["colour", "category", "kind"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; drawAll(); });
-  byId("fade").addEventListener("change", (e) => { state.fade = e.target.checked; byId("fade-why").hidden = !state.fade; drawAll(); });
-  byId("clear").addEventListener("click", () => select([]));
-  byId("controls").addEventListener("submit", (e) => e.preventDefault());
-  byId("search").addEventListener("change", (e) => search(e.target.value.trim()));
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest("button.sample");
-    if (!button) return;
-    show(Number(button.dataset.index));
-    byId("views").scrollIntoView({ block: "start" });
-  });
-}
-
-function search(text) {
-  const found = /^\d+$/.test(text) ? samples.indexOf(Number(text)) : text && data.sampleNames ? data.sampleNames.findIndex((n) => n.includes(text)) : -1;
-  if (found >= 0) show(found);
-  byId("search").setAttribute("aria-invalid", String(!!text && found < 0));
-  if (text && found < 0) byId("count").textContent = `No sample ${text} in this page: it has ${samples[0]} to ${samples[samples.length - 1]}.`;
-  else tell();
-}
+// ---- start ---------------------------------------------------------------------------------------------------------
 
 /** The library comes packed, and after the first paint: it is a third of the page. */
 async function loadLibrary() {

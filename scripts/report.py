@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One page of what the network learned: maps to explore, samples with their pictures, and every table of a results file.
 
-    report.py FILE.nc [FILE2.nc] [-o FILE.html] [--points N] [--pixels N]
+    report.py FILE.nc [FILE2.nc] [-o FILE.html] [--model FILE] [--points N] [--pixels N]
 
 The page is one HTML file that needs no server and no network, and asks for none: pictures, numbers and the library that
 draws the maps (Plotly, MIT licence) are inside. Hovering a point shows its sample; a selection shows in all maps. Of two
@@ -16,6 +16,8 @@ import base64
 import gzip
 import json
 import os
+import shutil
+import subprocess
 import sys
 from html import escape
 from pathlib import Path
@@ -33,6 +35,7 @@ except ImportError as error:
     sys.exit(f"report.py: {error}: run scripts/setup.sh once, then .venv/bin/python scripts/report.py")
 
 HERE = Path(__file__).resolve().parent
+PROGRAMS = (HERE.parent / "build/cnnscope", HERE.parents[2] / "bin/cnnscope")  # of a clone, of an installation
 
 
 def main() -> None:
@@ -52,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="+", metavar="FILE.nc", help="one or two results files of cnnscope")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: FILE.html beside the first file")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="the network, to list its layers too (by `cnnscope inspect`)")
     parser.add_argument("--points", type=count, default=report_data.MAX_POINTS, metavar="N", help="of a map at most; default: %(default)s")
     parser.add_argument("--pixels", type=count, default=report_data.MAX_PIXELS, metavar="N",
                         help="of all pictures of a kind at most; default: %(default)s, 10,000 of 28 x 28")
@@ -64,10 +68,11 @@ def parse_arguments() -> argparse.Namespace:
 def write(arguments: argparse.Namespace) -> Path:
     runs = [cnnscope.open_result(path) for path in arguments.file]
     output = arguments.output or arguments.file[0].with_suffix(".html")
+    model = layers_of(arguments.model, runs[0], arguments.file[0]) if arguments.model else ""
     report = report_data.gather(names(arguments.file), runs, arguments.points, arguments.pixels)
     partial = output.with_name(output.name + ".partial")
     try:
-        partial.write_text(page(report, runs), encoding="utf-8")
+        partial.write_text(page(report, runs, model), encoding="utf-8")
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
@@ -80,17 +85,34 @@ def names(paths: list[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
-def page(report: report_data.Report, runs: list[xr.Dataset]) -> str:
-    body = report_sections.sections(report, runs)
+def layers_of(model: Path, ds: xr.Dataset, file: Path) -> str:
+    """The layers of the network that a file is of, as `cnnscope inspect` lists them."""
+    program = next((p for p in PROGRAMS if p.exists()), None) or shutil.which("cnnscope")
+    if not program:
+        raise ValueError(f"{PROGRAMS[0]}: no such program, expected it for --model: build it by scripts/setup.sh")
+    done = subprocess.run([program, "inspect", "--model", model], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().removeprefix("cnnscope: "))
+    if ds.attrs.get("model_sha256", "") not in done.stdout:
+        raise ValueError(f"{model}: is not the network of {file}, expected the one of {ds.attrs.get('run_model')}")
+    return done.stdout.rstrip().rpartition("\n\n")[2]
+
+
+def page(report: report_data.Report, runs: list[xr.Dataset], model: str = "") -> str:
+    body = report_sections.sections(report, runs, model)
     titles = [part.split("</h2>")[0] for part in body.split("<h2>")[1:]]
     links = "".join(f'<a href="#{report_sections.anchor(title)}">{title}</a>' for title in ["Maps", *titles])
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9)).decode()
     data = json.dumps(report_data.payload(report), ensure_ascii=False).replace("<", "\\u003c")  # no tag ends early
-    return Template((HERE / "report.html").read_text(encoding="utf-8")).substitute(
+
+    def part(name: str) -> str:
+        return (HERE / name).read_text(encoding="utf-8")
+
+    return Template(part("report.html")).substitute(
         title=escape("What " + " and ".join(report.names) + " shows"), summary=escape(summary(report, runs)),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report.notes), links=links, sections=body,
-        css=(HERE / "report.css").read_text(encoding="utf-8"), sheets="".join(map(sheet_rule, report.sheets)), data=data,
-        plotly=library, script=(HERE / "report.js").read_text(encoding="utf-8"))
+        css=part("report.css"), sheets="".join(map(sheet_rule, report.sheets)), data=data,
+        plotly=library, script=part("report.js"), panel=part("report_panel.js"))
 
 
 def summary(report: report_data.Report, runs: list[xr.Dataset]) -> str:

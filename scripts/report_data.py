@@ -22,8 +22,9 @@ import cnnscope
 MAX_POINTS = 100_000  # of a map: more are slow to draw
 MAX_PIXELS = 8_000_000  # of a sheet: 10,000 pictures of 28 x 28
 MAX_SIDE = 64  # of a small picture
-METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map"}
-MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement")
+METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Places in the stored map"}
+MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence", "spread", "kl_sample", "kl")
+EVIDENCE = ("deletion", "insertion", "sparseness", "delta")
 NUMBERS = {"prediction_probability": "probability", "prediction_margin": "margin", "prediction_entropy": "entropy",
            "prediction_loss": "loss"}
 # Ten places of Matplotlib's inferno; and blue over white to red, for maps with a sign.
@@ -42,6 +43,7 @@ class Sheet:
     rows: int
     width: int  # of one picture, in pixels
     height: int
+    evidence: dict[str, np.ndarray]  # numbers of each picture
 
 
 @dataclass
@@ -132,7 +134,7 @@ def payload(report: Report) -> dict[str, Any]:
         "label": whole(first.label.values) if "label" in first.variables else None,
         "tiles": whole(tiles),
         "sheets": [{"key": s.key, "title": s.title, "columns": s.columns, "rows": s.rows, "width": s.width,
-                    "height": s.height} for s in report.sheets],
+                    "height": s.height, "evidence": {e: steps(v) for e, v in s.evidence.items()}} for s in report.sheets],
         "runs": [run_payload(name, ds, report.runs[0]) for name, ds in zip(report.names, report.runs)],
     }
 
@@ -144,29 +146,51 @@ def run_payload(name: str, ds: xr.Dataset, first: xr.Dataset) -> dict[str, Any]:
         "prediction": whole(ds.prediction.values) if "prediction" in ds.variables else None,
         "numbers": {title: steps(ds[v].values) for v, title in NUMBERS.items() if v in ds.variables},
         "suspects": [place[s] for s in suspects(ds) if s in place],
-        "maps": [map_payload(ds, layer, method, first) for layer in cnnscope.layers(ds) for method in METHODS
-                 if f"{layer}_{method}" in ds.variables],
+        "maps": [part for layer in cnnscope.layers(ds) for part in layer_maps(ds, layer, first)],
     }
+
+
+def layer_maps(ds: xr.Dataset, layer: str, first: xr.Dataset) -> list[dict[str, Any]]:
+    """Its PCA, its t-SNE map, further t-SNE maps of other perplexities and seeds, and what else it has."""
+    parts = [map_payload(ds, layer, method, first) for method in METHODS if f"{layer}_{method}" in ds.variables]
+    for number in range(1, ds.sizes.get(f"{layer}_tsne_map", 0)):
+        points = aligned(ds[f"{layer}_tsne_maps"].values[number], ds, f"{layer}_tsne", first)
+        title, _, divergence = cnnscope.map_details(ds, layer, number).partition(": KL ")
+        parts.append({"layer": layer, "method": "further", "title": f"t-SNE of {layer}, {title}", "overall": f"KL divergence {divergence}",
+                      "axes": axes(points), "trust": {m: steps(ds[f"{layer}_tsne_{m}"].values) for m in ("persistence", "spread") if f"{layer}_tsne_{m}" in ds.variables}})
+    return parts
 
 
 def map_payload(ds: xr.Dataset, layer: str, method: str, first: xr.Dataset) -> dict[str, Any]:
     name = f"{layer}_{method}"
-    points = ds[name].values[:, :3]
-    if first is not ds and name in first.variables and first[name].shape[1] == ds[name].shape[1]:
-        points = procrustes(points, first[name].values[:, :3])
-    if points.shape[1] == 1:
-        points = np.column_stack([points, np.zeros(len(points))])
-    overall = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in cnnscope.trust(ds, layer, method).items()
-                        if k in ("trustworthiness", "continuity", "recall"))
+    found = cnnscope.trust(ds, layer, method)
+    words = [f"{m} {found[m]:.3f}" for m in ("trustworthiness", "continuity", "recall") if m in found]
     if method == "tsne" and f"{name}_kl" in ds.variables:
-        overall = f"KL divergence {float(ds[f'{name}_kl']):.3f}" + (f", {overall}" if overall else "")
-    ratio = f"{name}_explained_variance_ratio"
-    if method == "pca" and ratio in ds.variables:
-        share = 100 * ds[ratio].values[: points.shape[1]].sum()
-        overall = f"{share:.1f} % of the variance" + (f", {overall}" if overall else "")
-    return {"layer": layer, "method": method, "title": f"{METHODS[method]} of {layer}", "overall": overall,
-            "axes": [steps(column) for column in points.T],
-            "trust": {m: steps(ds[f"{name}_{m}"].values) for m in MEASURES if f"{name}_{m}" in ds.variables}}
+        words.insert(0, f"KL divergence {float(ds[f'{name}_kl']):.3f}")
+    points = ds[name].values[:, :3]
+    if method == "pca":
+        points = points[:, : ds.sizes.get(f"{layer}_axis", 3 if ds.sizes[f"{layer}_pc"] == 3 else 2)]  # as its trust was measured
+        if f"{name}_explained_variance_ratio" in ds.variables:
+            share = 100 * ds[f"{name}_explained_variance_ratio"].values[: points.shape[1]].sum()
+            words.insert(0, f"{share:.1f} % of the variance")
+    stored = ds[f"{layer}_fixed"].values if method == "place" else None
+    return {"layer": layer, "method": method, "title": f"{METHODS[method]} of {layer}", "overall": ", ".join(words),
+            "axes": axes(aligned(points, ds, name, first)), "behind": axes(stored) if stored is not None else None,
+            "trust": {m: steps(ds[f"{name}_{m}"].values) for m in MEASURES
+                      if f"{name}_{m}" in ds.variables and ds[f"{name}_{m}"].dims == ("sample",)}}
+
+
+def axes(points: np.ndarray) -> list[dict[str, Any]]:
+    """The first two or three; the only one beside zeros."""
+    points = points[:, :3]
+    return [steps(column) for column in (points.T if points.shape[1] > 1 else (points[:, 0], np.zeros(len(points))))]
+
+
+def aligned(points: np.ndarray, ds: xr.Dataset, name: str, first: xr.Dataset) -> np.ndarray:
+    """Points of another file than the first turned to that one's map of this name, where it has one; places stay."""
+    if first is ds or name not in first.variables or first[name].shape[1] < points.shape[1] or name.endswith("_place"):
+        return points
+    return procrustes(points, first[name].values[:, : points.shape[1]])
 
 
 def procrustes(points: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -217,7 +241,9 @@ def pictures(runs: list[xr.Dataset], samples: np.ndarray, first: np.ndarray, lim
     for i, name in found:
         values = runs[i][name].sel({runs[i][name].dims[0]: samples[pictured]}).values
         title = name.replace("_", " ") + (f" ({i + 1})" if len(runs) > 1 and name != "image" else "")
-        sheets.append(sheet(f"{name}-{i}", title, shown(values) if name == "image" else coloured(values)))
+        evidence = {e: runs[i][f"{name}_{e}"].sel({runs[i][name].dims[0]: samples[pictured]}).values for e in EVIDENCE
+                    if f"{name}_{e}" in runs[i].variables}
+        sheets.append(sheet(f"{name}-{i}", title, shown(values) if name == "image" else coloured(values), evidence))
     return pictured, sheets
 
 
@@ -274,7 +300,7 @@ def small(picture: Image.Image, smooth: bool = True) -> Image.Image:
     return picture.resize(size, Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
 
 
-def sheet(key: str, title: str, pictures: list[Image.Image]) -> Sheet:
+def sheet(key: str, title: str, pictures: list[Image.Image], evidence: dict[str, np.ndarray]) -> Sheet:
     width, height = pictures[0].size
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = -(-len(pictures) // columns)
@@ -283,7 +309,7 @@ def sheet(key: str, title: str, pictures: list[Image.Image]) -> Sheet:
         whole_picture.putpalette(palette)
     for i, picture in enumerate(pictures):
         whole_picture.paste(picture, (i % columns * width, i // columns * height))
-    return Sheet(key, title, png(whole_picture), columns, rows, width, height)
+    return Sheet(key, title, png(whole_picture), columns, rows, width, height, evidence)
 
 
 def png(picture: Image.Image) -> bytes:

@@ -27,16 +27,18 @@ MAX_CATEGORIES = 20  # of the gallery and the matrix in numbers
 STAGES = "run_seconds_"
 
 
-def sections(report: Report, whole: list[xr.Dataset]) -> str:
-    """All parts in the order of the page; `whole` are the files uncut, for what counts all samples."""
+def sections(report: Report, whole: list[xr.Dataset], model: str = "") -> str:
+    """All parts in the order of the page; `whole` are the files uncut, for what counts all samples; `model` is inspect's text."""
     parts = {
+        "Trust": per_file(report, whole, trust),
         "Label errors": label_errors(report, whole[0]),
         "Gallery": gallery(report),
         "Flipped predictions": flipped(report),
         "Confusion matrix": per_file(report, whole, confusion),
         "Categories": per_file(report, whole, categories),
         "Calibration": per_file(report, whole, calibration),
-        "Network": per_file(report, whole, network),
+        "Attribution": per_file(report, whole, attribution),
+        "Network": (f"<pre>{escape(model)}</pre>" if model else "") + per_file(report, whole, network),
         "Divergence of t-SNE": per_file(report, whole, divergence),
         "Where the time went": per_file(report, whole, seconds),
         "Provenance": per_file(report, whole, provenance),
@@ -185,8 +187,8 @@ def confusion(ds: xr.Dataset) -> str:
     rows = "".join(f'<tr><th scope="row">{escape(n)}</th>' + "".join(
         f'<td class="cell{" strong" if share[i, j] > 0.55 else ""}" style="--share:{share[i, j]:.3f}">{counts[i, j] or ""}</td>'
         for j in range(len(names))) + "</tr>" for i, n in enumerate(names))
-    return (words + '<div class="wide" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption>Rows: label. Columns: '
-            f"prediction.</caption><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>" + mistakes)
+    return (words + '<div class="pair"><div class="wide" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption>Rows: label. Columns: '
+            f"prediction.</caption><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{mistakes}</div>")
 
 
 def categories(ds: xr.Dataset) -> str:
@@ -216,7 +218,8 @@ def calibration(ds: xr.Dataset) -> str:
     words = (f"<p>Where the network says 90 %, is it right nine times of ten? Expected calibration error {error:.4f}, of {BINS} equal bins. "
              "On the dashed line it would be calibrated.</p>")
     drawing = chart(list(zip(means, shares)), (0, 1), (0, 1), "mean probability", "share right", "Calibration curve", diagonal=True)
-    return words + drawing + table(["probability", "samples", "mean probability", "share right"], rows, "Calibration by bin")
+    numbers = table(["probability", "samples", "mean probability", "share right"], rows, "Calibration by bin")
+    return f'{words}<div class="pair">{drawing}{numbers}</div>'
 
 
 def chart(points: list[tuple[float, float]], xs: tuple[float, float], ys: tuple[float, float], x_name: str, y_name: str,
@@ -237,6 +240,46 @@ def chart(points: list[tuple[float, float]], xs: tuple[float, float], ys: tuple[
             f'<text x="16" y="120" class="middle" transform="rotate(-90 16 120)">{escape(y_name)}</text></svg>')
 
 
+# ---- maps and methods -----------------------------------------------------------------------------------------------
+
+
+def trust(ds: xr.Dataset) -> str:
+    """A row for each map with all that was measured of it as a whole."""
+    found = {(layer, method): cnnscope.trust(ds, layer, method) for layer in cnnscope.layers(ds) for method in report_data.METHODS
+             if f"{layer}_{method}" in ds.variables}
+    columns = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    if not columns:
+        return ""
+    rows = [[layer, report_data.METHODS[method], *(numbers.get(c, "") for c in columns)] for (layer, method), numbers in found.items()]
+    several = [[layer, *cnnscope.map_details(ds, layer, n).split(": KL ")] for layer in cnnscope.layers(ds)
+               for n in range(ds.sizes.get(f"{layer}_tsne_map", 0))]
+    return ("<p>How far each map can be trusted as a whole, against the layer itself: 1 is best, but for the stress, the spread (in radii of "
+            "the map), and the divergence, where 0 is. Trustworthiness: what is near on the map is near in the layer. Continuity: what is "
+            "near in the layer is near on the map. Recall: nearest neighbours kept.</p>"
+            + table(["layer", "map", *(c.replace("_", " ") for c in columns)], rows, "Measures of the maps")
+            + (table(["layer", "t-SNE map", "KL divergence"], several, "Maps of several perplexities and starts") if several else ""))
+
+
+def attribution(ds: xr.Dataset) -> str:
+    """A row for each method with the means of its evidence, and how alike the methods are."""
+    titles = {"deletion": "deletion (small is good)", "insertion": "insertion (large is good)", "sparseness": "sparseness",
+              "delta": "mean |completeness error|"}
+    methods = [str(v).removesuffix("_sparseness").removesuffix("_deletion") for v in ds.data_vars if str(v).endswith(("_deletion", "_sparseness"))]
+    methods = list(dict.fromkeys(methods))
+    columns = [e for e in titles if any(f"{m}_{e}" in ds.variables for m in methods)]
+    if not methods:
+        return ""
+    rows = [[m.replace("_", " "), *(float(np.abs(ds[f"{m}_{e}"]).mean()) if f"{m}_{e}" in ds.variables else "" for e in columns)] for m in methods]
+    body = ("<p>How faithful each kind of map is to the network, mean over the samples: the probability that is left while the pixels it marks "
+            "are deleted, or that comes while they are inserted. It says nothing of whether the network is right.</p>"
+            + table(["method", *(titles[c] for c in columns)], rows, "Evidence of the attribution methods"))
+    if "attribution_agreement" in ds.variables:
+        names = [n.replace("_", " ") for n in ds.attribution_agreement.attrs["attributions"].split()]
+        means = np.nanmean(ds.attribution_agreement.values, 0)
+        body += table(["", *names], [[name, *map(float, row)] for name, row in zip(names, means)], "Agreement: mean rank correlation of two methods' maps")
+    return f'<div class="pair">{body}</div>'
+
+
 # ---- the network and the run ----------------------------------------------------------------------------------------
 
 
@@ -246,7 +289,7 @@ def network(ds: xr.Dataset) -> str:
     pictures = []
     for name in map(str, ds.data_vars):
         for end, kind in kinds.items():
-            if name.endswith(end):
+            if name.endswith(end) and (end != "_maps" or f"{name.removesuffix('_maps')}_map_sample" in ds.variables):
                 rows.append([name.removesuffix(end), kind, " x ".join(map(str, ds[name].shape)), name])
         if name in ("logits", *cnnscope.layers(ds)):
             rows.append([name, "features", " x ".join(map(str, ds[name].shape)), name])
@@ -254,12 +297,12 @@ def network(ds: xr.Dataset) -> str:
             weights = ds[name].values[:64]
             pictures.append(mosaic(weights[:, :16].reshape(-1, *weights.shape[2:]), f"Filters of {name.removesuffix('_filters')}: "
                                    + " x ".join(map(str, ds[name].shape)), min(weights.shape[1], 16) if weights.shape[1] > 1 else 0))
-        if name.endswith("_maps") and ds[name].ndim == 4:
+        if name.endswith("_maps") and f"{name.removesuffix('_maps')}_map_sample" in ds.variables:
             sample = ds[ds[name].dims[0]].values[0]
             pictures.append(mosaic(ds[name].values[0, :64], f"Feature maps of {name.removesuffix('_maps')}, sample {sample}", 0, own=True))
     if not rows:
         return ""
-    return ("<p>What the file holds of each layer. All layers and their shapes: <code>cnnscope inspect --model FILE</code>.</p>"
+    return ("<p>What the file holds of each layer.</p>"
             + table(["layer", "what", "shape", "variable"], rows, "Layers in the file") + '<div class="mosaics">' + "".join(pictures) + "</div>")
 
 
