@@ -210,8 +210,8 @@ function listen(view) {
   const indices = (event) => event.points.filter((p) => p.data.name === "samples").map((p) => view.shown[p.pointNumber]);
   view.div.on("plotly_hover", (event) => show(indices(event)[0]));
   view.div.on("plotly_click", (event) => show(indices(event)[0]));
-  // Later: Plotly is still at work on the event.
-  view.div.on("plotly_selected", (event) => event && setTimeout(select, 0, indices(event)));
+  // Later, because Plotly is still at work on the event. One of no shape is the empty selection that a new drawing begins with.
+  view.div.on("plotly_selected", (event) => (event?.lassoPoints || event?.range) && setTimeout(select, 0, indices(event)));
   view.div.on("plotly_deselect", () => setTimeout(select, 0, []));
   for (const name of ["plotly_relayout", "plotly_relayouting", "plotly_afterplot"]) view.div.on(name, () => moveRing(view));
 }

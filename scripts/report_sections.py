@@ -27,6 +27,10 @@ MAX_CATEGORIES = 20  # of the gallery and the matrix in numbers
 STAGES = "run_seconds_"
 
 
+class Html(str):
+    """Text that is HTML already."""
+
+
 def sections(report: Report, whole: list[xr.Dataset], model: str = "") -> str:
     """All parts in the order of the page; `whole` are the files uncut, for what counts all samples; `model` is inspect's text."""
     parts = {
@@ -58,18 +62,26 @@ def per_file(report: Report, whole: list[xr.Dataset], part) -> str:
 
 
 def table(head: list[str], rows: list[list[object]], caption: str = "", kind: str = "") -> str:
-    """Cells that are numbers are set right; a cell that begins with < is HTML already."""
+    """Cells that are numbers are set right; all but Html is escaped."""
     def cell(value: object) -> str:
         if isinstance(value, (int, float, np.number)):
-            text = f"{value:,}" if isinstance(value, (int, np.integer)) else "–" if np.isnan(value) else f"{value:.4g}"
-            return f'<td class="number">{text}</td>'
-        return f"<td>{value if str(value).startswith('<') else escape(str(value))}</td>"
+            return f'<td class="number">{number(value)}</td>'
+        return f"<td>{value if isinstance(value, Html) else escape(str(value))}</td>"
 
+    right = [any(isinstance(row[i], (int, float, np.number)) for row in rows) for i in range(len(head))]
     lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
+    top = "".join(f'<th scope="col"{" class=number" if r else ""}>{escape(h)}</th>' for h, r in zip(head, right))
     about = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption or head[0])}"><table class="{kind}">{about}'
             f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>")
+
+
+def number(value: int | float | np.number) -> str:
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    if np.isnan(value):
+        return "–"
+    return f"{value:.4f}" if value == 0 or 5e-4 <= abs(value) < 1000 else f"{value:.3g}"
 
 
 # ---- samples --------------------------------------------------------------------------------------------------------
@@ -83,12 +95,12 @@ def tile(sheet: Sheet, index: int, label: str = "") -> str:
     return (f'<span class="tile sheet-{escape(sheet.key)}" {about} style="background-position:{x:.4f}% {y:.4f}%"></span>')
 
 
-def sample_button(report: Report, index: int, words: str) -> str:
+def sample_button(report: Report, index: int, words: str) -> Html:
     """A button that shows a sample (an index into report.samples) in the panel of the maps."""
     place = int(np.searchsorted(report.pictured, index))
     pictured = place < len(report.pictured) and report.pictured[place] == index
     picture = tile(report.sheets[0], place) if pictured and report.sheets else ""
-    return (f'<button type="button" class="sample" data-index="{index}" aria-label="sample {report.samples[index]}: {escape(words)}">'
+    return Html(f'<button type="button" class="sample" data-index="{index}" aria-label="sample {report.samples[index]}: {escape(words)}">'
             f"{picture}<small>{escape(words)}</small></button>")
 
 
@@ -251,8 +263,8 @@ def trust(ds: xr.Dataset) -> str:
     if not columns:
         return ""
     rows = [[layer, report_data.METHODS[method], *(numbers.get(c, "") for c in columns)] for (layer, method), numbers in found.items()]
-    several = [[layer, *cnnscope.map_details(ds, layer, n).split(": KL ")] for layer in cnnscope.layers(ds)
-               for n in range(ds.sizes.get(f"{layer}_tsne_map", 0))]
+    several = [[layer, cnnscope.map_details(ds, layer, n).partition(":")[0], float(ds[f"{layer}_tsne_map_kl"][n])]
+               for layer in cnnscope.layers(ds) for n in range(ds.sizes.get(f"{layer}_tsne_map", 0))]
     return ("<p>How far each map can be trusted as a whole, against the layer itself: 1 is best, but for the stress, the spread (in radii of "
             "the map), and the divergence, where 0 is. Trustworthiness: what is near on the map is near in the layer. Continuity: what is "
             "near in the layer is near on the map. Recall: nearest neighbours kept.</p>"
@@ -342,7 +354,7 @@ def seconds(ds: xr.Dataset) -> str:
     if not taken:
         return ""
     longest = max(taken.values()) or 1
-    rows: list[list[object]] = [[name, s, f'<span class="bar" style="width:{100 * s / longest:.1f}%" aria-hidden="true"></span>'] for name, s in taken.items()]
+    rows: list[list[object]] = [[name, s, Html(f'<span class="bar" style="width:{100 * s / longest:.1f}%" aria-hidden="true"></span>')] for name, s in taken.items()]
     machine = ", ".join(f"{ds.attrs[k]} {w}" for k, w in (("run_ranks", "ranks"), ("run_threads", "threads each")) if k in ds.attrs)
     return (f"<p>Seconds of each stage, the longest of the ranks{': ' + escape(machine) if machine else ''}. Parts of a stage follow it.</p>"
             + table(["stage", "seconds", "share of the longest"], rows, "Seconds of each stage"))
