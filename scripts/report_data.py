@@ -255,7 +255,7 @@ def is_picture(ds: xr.Dataset, name: str) -> bool:
 
 
 def shown(images: np.ndarray) -> list[Image.Image]:
-    """(N, C, H, W) pixels as gray or colour pictures; other channel counts by their mean, other ranges each by its own."""
+    """(N, C, H, W) pixels as small gray or colour pictures; other channel counts by their mean, other ranges each by its own."""
     if images.shape[1] not in (1, 3):
         images = images.mean(1, keepdims=True)
     if images.dtype != np.uint8:

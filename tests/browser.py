@@ -31,6 +31,7 @@ class Browser:
                          "--disable-background-networking", "--force-device-scale-factor=1"):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.address = ""
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.driver.set_page_load_timeout(120)
         self.driver.set_script_timeout(60)
@@ -40,8 +41,10 @@ class Browser:
         self.size(width, height)
         media = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        self.address = page.resolve().as_uri()
         self.complaints()
-        self.driver.get(page.resolve().as_uri())
+        self.requests()
+        self.driver.get(self.address)
         self.wait("return document.documentElement.dataset.ready")
 
     def size(self, width: int, height: int) -> None:
@@ -86,8 +89,8 @@ class Browser:
     def place(self, view: int, index: int) -> tuple[float, float]:
         return tuple(self.js(PLACE, view, index))
 
-    def hover(self, view: int, index: int) -> None:
-        """Moves the mouse to the point of a sample, by way of the map's corner."""
+    def hover(self, view: int, index: int, alone: bool = True) -> None:
+        """Moves the mouse to the point of a sample, by way of the map's corner; one that is alone there comes into the panel."""
         self.js("views[arguments[0]].div.scrollIntoView({block: 'center', behavior: 'instant'})", view)
         left, top = self.js("const r = views[arguments[0]].div.getBoundingClientRect(); return [r.left, r.top]", view)
         x, y = self.place(view, index)
@@ -96,6 +99,8 @@ class Browser:
         move.w3c_actions.pointer_action.move_to_location(round(left + x), round(top + y))
         move.perform()
         self.frames()
+        if alone:
+            self.wait(f"return document.getElementById('panel').dataset.index === '{index}'", timeout=5)
 
     def drag(self, view: int, way: list[tuple[float, float]]) -> None:
         """Presses the mouse at the first of these places on a map (pixels), releases it at the last."""
@@ -126,12 +131,12 @@ class Browser:
         return [line["message"] for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
 
     def requests(self) -> set[str]:
-        """Addresses asked for since the last call, but what lies in the page itself."""
+        """Addresses asked for since the last call, but the page and what lies in it."""
         import json
 
         messages = [json.loads(line["message"])["message"] for line in self.driver.get_log("performance")]
         asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        return {address for address in asked if not address.startswith(("data:", "blob:"))}
+        return {address for address in asked if address != self.address and not address.startswith(("data:", "blob:"))}
 
     def close(self) -> None:
         self.driver.quit()
