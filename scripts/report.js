@@ -53,10 +53,13 @@ for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
   [order[i], order[j]] = [order[j], order[i]];
 }
 
-const state = { layer: layers[0], beside: "", maps: "first", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
+const state = { layer: layers[0], beside: "", page: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
 let views = [];
 let revision = 0;
-const webgl = !!document.createElement("canvas").getContext("webgl");
+const canWebgl = !!document.createElement("canvas").getContext("webgl");
+const touch = matchMedia("(pointer: coarse)").matches; // there a drag moves the page, until a button says otherwise
+const MAX_WEBGL = 5; // views: each takes three contexts, browsers have 16
+const PAGE = 4; // views of all t-SNE maps of a layer
 
 // ---- colours --------------------------------------------------------------------------------------------------------
 
@@ -139,28 +142,50 @@ function passes(i) {
   }
 }
 
+/** Side by side: the PCA and t-SNE of one or two layers; or a page of all t-SNE maps of one layer; the same of both files. */
+function wantedMaps() {
+  const of = (run, layer) => run.maps.filter((map) => map.layer === layer).map((map) => ({ run, map }));
+  if (state.page !== "") {
+    const few = Math.ceil(PAGE / runs.length);
+    const all = runs.map((run) => of(run, state.layer).filter(({ map }) => ["tsne", "further"].includes(map.method)));
+    return all.flatMap((maps) => maps.slice(state.page * few, (Number(state.page) + 1) * few));
+  }
+  const methods = [...new Set(runs.flatMap((run) => run.maps.map((map) => map.method)))].filter((method) => method !== "further");
+  const chosen = runs.length > 1 ? [state.layer] : [...new Set([state.layer, state.beside])];
+  return chosen.flatMap((layer) => methods.flatMap((method) => runs.flatMap((run) => of(run, layer).filter(({ map }) => map.method === method))));
+}
+
+/** The views that are there are used again: each holds drawing contexts, of which a browser has few. */
 function makeViews() {
-  const wanted = runs.length > 1 ? [state.layer] : [...new Set([state.layer, state.beside])];
-  const fits = (map) => (state.maps === "all" ? map.method === "tsne" || map.method === "further" : map.method !== "further");
-  const methods = [...new Set(runs.flatMap((run) => run.maps.map((map) => map.method)))]; // two files: the same map of both, side by side
-  views.forEach((view) => Plotly.purge(view.div));
-  views = wanted.flatMap((layer) => methods.flatMap((method) => runs.flatMap((run) => run.maps
-    .filter((map) => map.layer === layer && map.method === method && fits(map)).map((map) => ({ run, map })))));
-  byId("views").replaceChildren(...views.map(makeView));
+  const wanted = wantedMaps();
+  for (const view of views.splice(wanted.length)) {
+    Plotly.purge(view.div);
+    view.figure.remove();
+  }
+  wanted.forEach((part, n) => {
+    views[n] ??= makeView(n < MAX_WEBGL);
+    Object.assign(views[n], part);
+    tellWhat(views[n]);
+  });
   drawAll();
 }
 
-function makeView(view) {
-  const figure = element("figure", { className: "view" });
-  const name = view.map.title + (runs.length > 1 ? ` (${view.run.name})` : "");
-  view.div = element("div", { className: "map", tabIndex: 0 });
+function makeView(webgl) {
+  const view = { webgl: webgl && canWebgl, figure: element("figure", { className: "view" }), title: element("h3", {}),
+    overall: element("div", { className: "overall" }), div: element("div", { className: "map", tabIndex: 0 }),
+    ring: element("div", { className: "ring", hidden: true }) };
   view.div.setAttribute("role", "application");
-  view.div.setAttribute("aria-label", `${name}, ${view.map.overall || "no measures"}. Arrow keys move to the next point in a direction, ` +
-    "space selects it, Escape clears the selection.");
-  view.ring = element("div", { className: "ring", hidden: true });
-  figure.append(element("h3", { textContent: name }), element("div", { className: "overall", textContent: view.map.overall }), view.div);
   view.div.addEventListener("keydown", (event) => onKey(view, event));
-  return figure;
+  view.figure.append(view.title, view.overall, view.div);
+  byId("views").append(view.figure);
+  return view;
+}
+
+function tellWhat(view) {
+  view.title.textContent = view.map.title + (runs.length > 1 ? ` (${view.run.name})` : "");
+  view.overall.textContent = view.map.overall;
+  view.div.setAttribute("aria-label", `${view.title.textContent}, ${view.map.overall || "no measures"}. Arrow keys move to the next point ` +
+    "in a direction, space selects it, Escape clears the selection.");
 }
 
 function drawAll() {
@@ -180,7 +205,7 @@ function draw(view) {
   const pick = (values) => shown.map((i) => values[i]);
   const size = shown.length > 20000 ? 3 : shown.length > 2000 ? 4.5 : 7;
   const trace = {
-    name: "samples", type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
+    name: "samples", type: z ? "scatter3d" : view.webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
     marker: {
       size: z ? size * 0.7 : size, line: { width: 0 }, opacity: 1,
       color: shown.map((i) => `rgba(${colour(i).join()},${alpha(i).toFixed(2)})`),
@@ -192,13 +217,14 @@ function draw(view) {
   const axis = { visible: false };
   const layout = {
     margin: { l: 4, r: 4, t: 4, b: 4 }, hovermode: "closest", showlegend: false, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
-    uirevision: "same", selectionrevision: revision, selections: [], hoverdistance: 30,
-    ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis } } : { dragmode: "lasso", xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }),
+    uirevision: view.title.textContent, selectionrevision: revision, selections: [], hoverdistance: 30,
+    ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis } } 
+      : { dragmode: touch ? false : "lasso", xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }),
   };
   const traces = [...behind(view), trace, ...(z ? [ringOf(view)] : [])];
   // Named, because the library's own choice has a button that sends the data to its maker.
   const buttons = z ? [["orbitRotation", "zoom3d", "pan3d", "resetCameraDefault3d"]] : [["lasso2d", "select2d", "pan2d", "zoom2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
-  const config = { responsive: true, displaylogo: false, scrollZoom: true, modeBarButtons: buttons, plotlyServerURL: "" };
+  const config = { responsive: true, displaylogo: false, scrollZoom: !touch, modeBarButtons: buttons, plotlyServerURL: "" };
   Plotly.react(view.div, traces, layout, config);
   if (!view.listens) listen(view);
   moveRing(view);
@@ -220,7 +246,7 @@ function listen(view) {
 function behind(view) {
   if (!view.map.behind) return [];
   const [x, y, z] = view.map.behind;
-  return [{ name: "stored map", type: z ? "scatter3d" : webgl ? "scattergl" : "scatter", mode: "markers", x, y, ...(z ? { z } : {}), hoverinfo: "skip",
+  return [{ name: "stored map", type: z ? "scatter3d" : view.webgl ? "scattergl" : "scatter", mode: "markers", x, y, ...(z ? { z } : {}), hoverinfo: "skip",
     marker: { size: 3, color: "rgba(176,176,176,0.4)", line: { width: 0 } } }];
 }
 

@@ -124,10 +124,14 @@ function setUp() {
   options("kind", ["all", ...(judged ? ["wrong", "right"] : []), ...(runs.some((run) => run.suspects.size) ? ["likely label errors"] : []),
     ...(runs.length > 1 && runs.every((run) => run.prediction) ? ["flipped"] : []), "selected"]);
   byId("fade-why").hidden = byId("fade").parentElement.hidden = !measures.length;
-  options("maps-of", ["first", "all"], ["PCA and t-SNE", "every t-SNE map"]);
-  byId("maps-of").parentElement.hidden = !runs.some((run) => run.maps.some((m) => m.method === "further"));
-  byId("maps-of").addEventListener("change", (e) => { state.maps = e.target.value; makeViews(); });
-  for (const id of ["layer", "beside"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; makeViews(); });
+  const most = Math.max(0, ...runs.flatMap((run) => layers.map((layer) => run.maps.filter((m) => m.layer === layer && m.method === "further").length + 1)));
+  const few = Math.ceil(PAGE / runs.length);
+  const pages = most > 1 ? Array.from({ length: Math.ceil(most / few) }, (_, p) => p) : [];
+  options("page", ["", ...pages], ["PCA and t-SNE", ...pages.map((p) => `t-SNE maps ${p * few + 1} to ${Math.min((p + 1) * few, most)}`)]);
+  byId("page").parentElement.hidden = !pages.length;
+  for (const id of ["layer", "beside", "page"]) {
+    byId(id).addEventListener("change", (e) => { state[id] = e.target.value; byId("beside").disabled = state.page !== ""; makeViews(); });
+  }
   for (const id of ["colour", "category", "kind"]) byId(id).addEventListener("change", (e) => { state[id] = e.target.value; drawAll(); });
   byId("fade").addEventListener("change", (e) => { state.fade = e.target.checked; byId("fade-why").hidden = !state.fade; drawAll(); });
   byId("clear").addEventListener("click", () => select([]));

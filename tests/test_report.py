@@ -339,6 +339,23 @@ def test_filters_and_search(shown):
 
 
 @needs_browser
+def test_pages_of_maps(shown):
+    """All t-SNE maps of a layer; back and forth often: a browser has few drawing contexts, and takes the oldest away."""
+    browser, truth = shown
+    titles = "return views.map((v) => v.title.innerText)"
+    first = browser.js(titles)
+    for _ in range(5):
+        browser.choose("page", "0")
+        assert browser.js(titles) == ["t-SNE of logits", "t-SNE of logits, perplexity 30, seed 1", "t-SNE of logits, perplexity 5+50, seed 0",
+                                      "t-SNE of logits, perplexity 5+50, seed 1"]
+        browser.choose("page", "")
+        assert browser.js(titles) == first
+    browser.choose("page", "0")
+    for view in range(4):
+        assert (np.ptp(browser.picture(".map", view).reshape(-1, 3).astype(int), 1) > 60).sum() > 2000
+
+
+@needs_browser
 def test_keyboard(shown):
     """From the first Tab on: the controls, the maps, a sample's neighbour, selection."""
     browser, truth = shown
@@ -350,7 +367,7 @@ def test_keyboard(shown):
 
     assert press(Keys.TAB) == "skip"
     reached = [press(Keys.TAB) for _ in range(30)]
-    assert {"layer", "maps-of", "colour", "category", "kind", "fade", "search", "clear"} <= set(reached)
+    assert {"layer", "page", "colour", "category", "kind", "fade", "search", "clear"} <= set(reached)
     assert sum("map" in name.split() for name in reached) == 2
     browser.js("views[1].div.focus()")
     press(Keys.ARROW_RIGHT)
