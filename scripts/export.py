@@ -89,7 +89,7 @@ def to_projector(ds: xr.Dataset, folder: Path) -> None:
     parts = []
     for name in tensors(ds):
         values = np.nan_to_num(ds[name].values)  # samples without a place on a t-SNE map
-        write_tsv(folder / f"{name}.tsv", None, [np.char.mod("%.7g", column) for column in values.T])
+        write_tsv(folder / f"{name}.tsv", None, [np.char.mod("%.9g", column) for column in values.T])
         parts.append(f'embeddings {{\n  tensor_name: "{name}"\n  tensor_path: "{name}.tsv"\n  metadata_path: "metadata.tsv"\n{sprite}}}\n')
     if not parts:
         raise ValueError("the file has no embedded layer, expected one: run cnnscope with --embed")
