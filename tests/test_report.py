@@ -282,6 +282,9 @@ def test_hover_shows_the_sample(shown):
         assert float(re.search(r"probability\n([\d.]+)", panel)[1]) == pytest.approx(truth["probability"][i], abs=1e-3)
         assert float(re.search(r"t-SNE of logits: trustworthiness\n([\d.]+)", panel)[1]) == pytest.approx(truth["trust"][i], abs=1e-3)
         assert float(re.search(r"deletion ([\d.]+)", panel)[1]) == pytest.approx(truth["deletion"][i], abs=1e-3)
+        lines = browser.js("""return [...document.querySelectorAll('#panel dd')].map((e) => {
+            const range = document.createRange(); range.selectNodeContents(e); return range.getClientRects().length; })""")
+        assert max(lines) == 1  # no number is broken over lines
         seen = Image.fromarray(browser.picture("#panel .tile")).resize((24, 20), Image.Resampling.BOX)
         assert np.abs(np.asarray(seen)[:, :, 0].astype(int) - truth["image"][i, 0]).mean() < 4
         for view in (0, 1):
