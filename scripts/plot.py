@@ -6,11 +6,11 @@
 For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
 and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
 with how far they move between them; the filters and feature maps in the file; for some samples the
-input beside its saliency and under its Grad-CAM; the confusion matrix. What the file does not hold is left out.
+input beside its saliency and under its Grad-CAM; a contact sheet of saliency for each category; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
-Points are drawn in a random but fixed order, so that no class covers the others; in PDF they are one bitmap, so that
-the file stays small however many there are.
+Points are drawn in a random but fixed order, so that no class covers the others; PDF and SVG are vectors, but for the points,
+which are one bitmap, so that the file stays small however many there are.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ try:
     from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
 
     import cnnscope
 except ImportError as error:
@@ -47,6 +48,7 @@ ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", 
                 "guided_backprop", "smoothgrad", "integrated_gradients", "occlusion")
 EVIDENCE = ("deletion", "insertion", "sparseness")
 PER_PAGE = 20  # samples
+PER_ROW, MAX_ROWS, GAP = 6, 30, 3  # of the contact sheet: samples, categories, pixels between them
 METHODS = {"pca": "PCA", "tsne": "t-SNE", "map": "Map", "place": "Placed in the t-SNE map"}  # of a layer
 MEASURES = ("trustworthiness", "continuity", "recall", "label_agreement", "persistence")  # of each sample, from 0 to 1
 MAPS_PER_ROW = 4
@@ -145,6 +147,8 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
             for page, start in enumerate(range(0, len(shown), PER_PAGE)):
                 suffix = f"_{page + 1}" if len(shown) > PER_PAGE else ""
                 yield name + suffix, attributions(ds, name, shown[start : start + PER_PAGE])
+    if {"saliency", "image"} <= set(ds.variables) and coloured_by(ds):
+        yield "saliency_contact_sheet", contact_sheet(ds)
     methods = attribution_names(ds)
     if len(methods) > 2:
         yield "methods", methods_side_by_side(ds, methods, (samples or default_samples(ds, methods[0]))[:PER_PAGE])
@@ -480,6 +484,50 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
         layer = ds[name].attrs.get("layer", ds[name].dims[1].removesuffix("_y"))
         figure.suptitle(f"Grad-CAM of {layer} for the predicted class, over the input")
     return figure
+
+
+def contact_sheet(ds: xr.Dataset) -> Figure:
+    """A row for each category: inputs, each beside its saliency; right ones, the surest first, then wrong ones in red frames."""
+    of = coloured_by(ds)
+    kept = ds["saliency"][ds["saliency"].dims[0]].values
+    kinds = ds[of].sel(sample=kept).values
+    present = [int(c) for c in np.unique(kinds) if c >= 0][:MAX_ROWS]
+    picks = [contact_samples(ds, kept[kinds == c]) for c in present]
+    height, width = ds["saliency"].shape[-2:]
+    sheet = np.ones((len(present) * (height + GAP) - GAP, PER_ROW * (2 * width + GAP) - GAP, 3))
+    ratio = sheet.shape[0] / sheet.shape[1]
+    figure = Figure(figsize=(9, np.clip(8.2 * ratio, 1, 40) + 0.8), layout="compressed")
+    ax = figure.add_subplot()
+    for row, samples in enumerate(picks):
+        for column, sample in enumerate(samples):
+            y, x = row * (height + GAP), column * (2 * width + GAP)
+            picture = displayed(cnnscope.of_sample(ds, "image", sample).values)
+            sheet[y : y + height, x : x + width] = picture if picture.ndim == 3 else picture[..., None]
+            values = cnnscope.of_sample(ds, "saliency", sample).values
+            sheet[y : y + height, x + width : x + 2 * width] = matplotlib.colormaps["hot"](values)[..., :3]
+            if is_wrong(ds, sample):
+                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 2 * width, height, fill=False, color=WRONG, lw=2))
+    ax.imshow(sheet, interpolation="nearest")
+    names = [short(name, 16) for name in cnnscope.category_names(ds, present)]
+    ax.set_yticks([row * (height + GAP) + height / 2 for row in range(len(present))], names)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel(of)
+    figure.suptitle("Saliency beside its input, for the predicted class; red: wrong")
+    return figure
+
+
+def contact_samples(ds: xr.Dataset, samples: np.ndarray) -> list[int]:
+    """Of one category: right ones, the surest first where the file knows, and at most a third wrong ones."""
+    seen = ds.sel(sample=samples)
+    known = {"label", "prediction"} <= set(ds.variables)
+    wrong = ((seen.label != seen.prediction) & (seen.label >= 0)).values if known else np.zeros(len(samples), bool)
+    right = samples[~wrong]
+    if "prediction_probability" in ds.variables:
+        right = right[np.argsort(-seen.prediction_probability.values[~wrong], kind="stable")]
+    last = samples[wrong][: PER_ROW // 3].tolist()
+    return right[: PER_ROW - len(last)].tolist() + last
 
 
 def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -> Figure:
