@@ -177,7 +177,8 @@ def test_samples_are_chosen_by_rule(tmp_path):
     assert "400 samples" in text
 
 
-def test_steps_and_procrustes():
+@pytest.mark.parametrize("turn", [[[0, 3], [3, 0]], [[1, 3], [-3, 1]]])  # a mirror, a turn
+def test_steps_and_procrustes(turn):
     values = np.array([-3.0, np.nan, 7.5, 2.0])
     packed = report_data.steps(values)
     found = np.frombuffer(base64.b64decode(packed["data"]), "<u2").astype(float)
@@ -185,7 +186,7 @@ def test_steps_and_procrustes():
     np.testing.assert_allclose(found, values, atol=1e-4)
     rng = np.random.default_rng(0)
     target = rng.normal(size=(50, 2))
-    moved = target @ [[0, 3], [3, 0]] + [5, -2] + 0.1 * rng.normal(size=(50, 2))  # a mirror among them
+    moved = target @ turn + [5, -2] + 0.1 * rng.normal(size=(50, 2))
     ours = report_data.procrustes(moved, target)
     _, _, least = procrustes(target, moved)
     share = ((ours - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
@@ -384,18 +385,21 @@ def test_keyboard(shown):
     assert "1 selected" in browser.text("#count")
     press(Keys.ESCAPE)
     assert "selected" not in browser.text("#count")
+    assert not browser.find("#beside").is_displayed()  # there is one layer
+    buttons = set(browser.js("return [...document.querySelectorAll('.modebar-btn')].map((b) => b.dataset.title)"))
+    assert buttons == {"Lasso Select", "Box Select", "Pan", "Zoom", "Zoom in", "Zoom out", "Reset axes"}  # none that sends data away
     assert browser.js("return [...document.querySelectorAll('img,svg.chart,.pictures .over,.map')].filter((e) => !e.alt && !e.getAttribute('aria-label')).length") == 0
 
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-    """(page, first, second): the second lacks some samples, and its maps are turned and mirrored."""
+    """(page, first, second): the second lacks some samples, and its maps are turned."""
     folder = tmp_path_factory.mktemp("two")
     first = judged(folder / "early.nc", samples=300, trust=True)
     second = judged(folder / "late.nc", samples=280, trust=True)
     with netCDF4.Dataset(folder / "late.nc", "a") as late, netCDF4.Dataset(folder / "early.nc", "a") as early:
         late["label"][:] = early["label"][:280]
-        late["logits_tsne"][:] = early["logits_tsne"][:280].filled() @ np.array([[0, 2], [2, 0]]) + 5
+        late["logits_tsne"][:] = early["logits_tsne"][:280].filled() @ np.array([[0, 2], [-2, 0]]) + 5
         second["prediction"] = np.where(np.arange(280) % 7 == 0, (first["prediction"][:280] + 1) % 10, first["prediction"][:280])
         late["prediction"][:] = second["prediction"]
     return report(folder / "early.nc", folder / "late.nc"), first, second
@@ -474,6 +478,7 @@ def test_other_files_in_the_browser(browser, tmp_path, kind):
         assert browser.js("return views.map((v) => v.div.data[0].type)") == ["scatter3d"] * 2
     if "fixed" in kind:
         assert browser.js("return views[0].div.data.map((t) => t.x.length)") == [50, n]
+        assert (np.ptp(browser.picture(".map").reshape(-1, 3).astype(int), 1) < 3).sum() - (browser.picture(".map") > 240).all(2).sum() > 200  # grey
     names = browser.text("#key").split("\n")
     assert len(names) == (10 if kind.get("classes", 10) <= 10 else 16 if kind["classes"] == 16 else len(names))
     colours = browser.picture(".map").reshape(-1, 3).astype(int)
