@@ -74,11 +74,11 @@ void forecast_print(const Forecast *f, int ranks) {
         const int64_t enough = least_ranks(&first, f, ranks);
         fill(&first, f, 0, ranks);
         if (enough > 0)
-            die("--plan: %s takes %.2f GiB on each of %d ranks, which have %.2f GiB each; the least number of ranks "
+            die("--plan: %s takes %.4g GiB on each of %d ranks, which have %.4g GiB each; the least number of ranks "
                 "with "
                 "as much memory each that would do is %lld",
                 first.stage, first.most / 0x1p30, ranks, f->available_bytes / 0x1p30, (long long)enough);
-        die("--plan: %s takes %.2f GiB on each of %d ranks, which have %.2f GiB each, and no number of ranks would do; "
+        die("--plan: %s takes %.4g GiB on each of %d ranks, which have %.4g GiB each, and no number of ranks would do; "
             "use "
             "fewer ranks on a node, --tsne-samples or a smaller --pre-pca",
             first.stage, first.most / 0x1p30, ranks, f->available_bytes / 0x1p30);

@@ -189,7 +189,7 @@ static void allocate_layers(const Job *job, const Layers *layers) {
         bytes += layers->features[i].width * (int64_t)sizeof(float);
     comm_max_int64(&most_samples, 1);
     if ((double)bytes * (double)most_samples > (double)dev_available() / comm_memory_sharers())
-        die("--embed: the features need %.1f GiB a rank, and %.1f GiB are free; use more ranks, or embed fewer layers "
+        die("--embed: the features need %.4g GiB a rank, and %.4g GiB are free; use more ranks, or embed fewer layers "
             "a run",
             (double)bytes * (double)most_samples / (1 << 30),
             (double)dev_available() / comm_memory_sharers() / (1 << 30));

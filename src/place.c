@@ -128,7 +128,7 @@ static void refuse_too_large(const Place *p) {
                          (double)k_place_scratch(&p->shape);
     const double left = (double)dev_available() / comm_memory_sharers();
     if (!error_caught() && bytes > left)
-        die("%s: placing into %lld samples of %d numbers takes %.2f GiB on each rank, which has %.2f GiB; use fewer "
+        die("%s: placing into %lld samples of %d numbers takes %.4g GiB on each rank, which has %.4g GiB; use fewer "
             "ranks on a node or fewer threads, or a map by a smaller --pre-pca or by --tsne-samples",
             p->job->options->map, (long long)p->shape.points, from->width, bytes / 0x1p30, left / 0x1p30);
     comm_all_ok();

@@ -57,12 +57,12 @@ static void check_fits(const TsneRun *run, const TsneTileSize *total, const Tsne
     const double needed = tsne_bytes(run, *most), p_share = p_bytes(*most), others = needed - p_share;
     const double left = run->free_bytes - others, ratio = p_share / fmax(left, 1);
     if (left < 0)
-        die("t-SNE of %s: %lld samples of %d numbers take %.2f GiB on each rank, which has %.2f GiB; use fewer ranks "
+        die("t-SNE of %s: %lld samples of %d numbers take %.4g GiB on each rank, which has %.4g GiB; use fewer ranks "
             "on "
             "a node, or --tsne-samples, or a smaller --pre-pca",
             run->name, (long long)run->points, run->shape.width, others / 0x1p30, run->free_bytes / 0x1p30);
     if (ratio > 1)
-        die("t-SNE of %s: the affinities of %lld samples take %.2f GiB, %.2f GiB on a rank that has %.2f GiB left; use "
+        die("t-SNE of %s: the affinities of %lld samples take %.4g GiB, %.4g GiB on a rank that has %.4g GiB left; use "
             "%.0f ranks with as much memory each, or --tsne-samples %lld, or a smaller --pre-pca",
             run->name, (long long)run->points, p_bytes(*total) / 0x1p30, p_share / 0x1p30, left / 0x1p30,
             ceil(ratio * comm_size()), (long long)((double)run->points / sqrt(ratio)));

@@ -89,7 +89,7 @@ void *dev_alloc(size_t bytes) {
     if (bytes >= CHECKED_FROM_BYTES) {
         size_t available = dev_available();
         if (bytes > available)
-            kernel_fail("memory: %.2f GiB needed, %.2f GiB available on this node: use more nodes, or ask for less",
+            kernel_fail("memory: %.4g GiB needed, %.4g GiB available on this node: use more nodes, or ask for less",
                      (double)bytes / 0x1p30, (double)available / 0x1p30);
     }
     size_t alignment = bytes >= PAGED_FROM_BYTES ? HUGE_PAGE_BYTES : ALIGN_BYTES;

@@ -77,7 +77,7 @@ void *dev_alloc(size_t bytes) {
     void *memory = NULL;
     cudaError_t status = cudaMalloc(&memory, bytes ? bytes : 1);
     if (status == cudaErrorMemoryAllocation)
-        kernel_fail("memory: %.2f GiB needed, %.2f GiB available on the GPU: use more GPUs, or ask for less",
+        kernel_fail("memory: %.4g GiB needed, %.4g GiB available on the GPU: use more GPUs, or ask for less",
                  (double)bytes / 0x1p30, (double)dev_available() / 0x1p30);
     GPU_OK(status);
     return memory;
@@ -96,7 +96,7 @@ void *dev_alloc_host(size_t bytes) {
     void *memory = NULL;
     const cudaError_t status = cudaMallocHost(&memory, bytes ? bytes : 1);
     if (status == cudaErrorMemoryAllocation)
-        kernel_fail("memory: %.2f GiB that the GPU can copy from are needed, and the system has not got them: use more "
+        kernel_fail("memory: %.4g GiB that the GPU can copy from are needed, and the system has not got them: use more "
                     "nodes, or a smaller --batch",
                     (double)bytes / 0x1p30);
     GPU_OK(status);
