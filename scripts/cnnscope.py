@@ -58,7 +58,9 @@ def layers(ds: xr.Dataset) -> list[str]:
     for name in ds.data_vars:
         layer, _, method = str(name).rpartition("_")
         axis = f"{layer}_pc" if method == "pca" else f"{layer}_axis" if method in ("tsne", "map", "place") else None
-        if axis in ds[name].dims and layer not in found:
+        # L_pre_pca is what t-SNE was given of L, no map of a layer L_pre; that one's would say what variance it explains.
+        given = layer.endswith("_pre") and method == "pca" and f"{name}_explained_variance" not in ds.variables
+        if axis in ds[name].dims and layer not in found and not given:
             found.append(layer)
     return found
 

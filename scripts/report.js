@@ -53,7 +53,7 @@ for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
   [order[i], order[j]] = [order[j], order[i]];
 }
 
-const state = { layer: layers[0], beside: "", page: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
+const state = { layer: layers.includes("logits") ? "logits" : layers.at(-1), beside: "", page: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
 let views = [];
 let revision = 0;
 const canWebgl = !!document.createElement("canvas").getContext("webgl");
@@ -168,6 +168,7 @@ function makeViews() {
     tellWhat(views[n]);
   });
   drawAll();
+  fillPanel();
 }
 
 function makeView(webgl) {
@@ -203,12 +204,14 @@ function draw(view) {
   const categories = { label, prediction: view.run.prediction }[state.colour];
   const second = few && data.categories.length > hues.length && categories;
   const pick = (values) => shown.map((i) => values[i]);
-  const size = shown.length > 20000 ? 3 : shown.length > 2000 ? 4.5 : 7;
+  const size = (shown.length > 20000 ? 3 : shown.length > 2000 ? 4.5 : 7) * (z ? 0.4 : 1);
   const trace = {
     name: "samples", type: z ? "scatter3d" : view.webgl ? "scattergl" : "scatter", mode: "markers", x: pick(x), y: pick(y), hoverinfo: "none",
     marker: {
-      size: z ? size * 0.7 : size, line: { width: 0 }, opacity: 1,
-      color: shown.map((i) => `rgba(${colour(i).join()},${alpha(i).toFixed(2)})`),
+      // Points in 3-D that one can see through come out in other colours: there they are pale, and small.
+      size: z ? shown.map((i) => size * (0.3 + 0.8 * alpha(i))) : size, line: { width: 0 }, opacity: 1,
+      color: z ? shown.map((i) => `rgb(${colour(i).map((c) => Math.round(255 + alpha(i) * (c - 255))).join()})`)
+        : shown.map((i) => `rgba(${colour(i).join()},${alpha(i).toFixed(2)})`),
       symbol: second ? shown.map((i) => (categories[i] < hues.length ? "circle" : z ? "diamond" : "triangle-up")) : "circle",
     },
   };
@@ -218,7 +221,7 @@ function draw(view) {
   const layout = {
     margin: { l: 4, r: 4, t: 4, b: 4 }, hovermode: "closest", showlegend: false, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     uirevision: view.title.textContent, selectionrevision: revision, selections: [], hoverdistance: 30,
-    ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis } } 
+    ...(z ? { scene: { xaxis: axis, yaxis: axis, zaxis: axis, camera: { eye: { x: 1, y: 1, z: 1 } } } } 
       : { dragmode: touch ? false : "lasso", xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }),
   };
   const traces = [...behind(view), trace, ...(z ? [ringOf(view)] : [])];
@@ -227,7 +230,8 @@ function draw(view) {
   const config = { responsive: true, displaylogo: false, scrollZoom: !touch, modeBarButtons: buttons, plotlyServerURL: "" };
   Plotly.react(view.div, traces, layout, config);
   if (!view.listens) listen(view);
-  moveRing(view);
+  if (z) view.ring.hidden = true;
+  else moveRing(view);
 }
 
 function listen(view) {
@@ -239,7 +243,9 @@ function listen(view) {
   // Later, because Plotly is still at work on the event. One of no shape is the empty selection that a new drawing begins with.
   view.div.on("plotly_selected", (event) => (event?.lassoPoints || event?.range) && setTimeout(select, 0, indices(event)));
   view.div.on("plotly_deselect", () => setTimeout(select, 0, []));
-  for (const name of ["plotly_relayout", "plotly_relayouting", "plotly_afterplot"]) view.div.on(name, () => moveRing(view));
+  for (const name of ["plotly_relayout", "plotly_relayouting", "plotly_afterplot"]) {
+    view.div.on(name, () => view.map.axes.length < 3 && moveRing(view));
+  }
 }
 
 /** The points of a stored map, which new samples were placed in. */
@@ -252,16 +258,17 @@ function behind(view) {
 
 /** In 3-D the ring is a point of its own. */
 function ringOf(view) {
-  const place = view.map.axes.map((values) => (state.current < 0 ? [] : [values[state.current]]));
-  return { type: "scatter3d", mode: "markers", x: place[0], y: place[1], z: place[2], hoverinfo: "skip",
-    marker: { size: 9, symbol: "circle-open", color: "#000", line: { width: 3 } } };
+  const [x, y, z] = view.map.axes.map((values) => (state.current < 0 ? [] : [values[state.current]]));
+  return { type: "scatter3d", mode: "markers", x, y, z, hoverinfo: "skip",
+    marker: { size: 6, symbol: "circle-open", color: "#000", line: { width: 3 } } };
 }
 
 function moveRing(view) {
   const i = state.current;
-  const { xaxis, yaxis } = view.div._fullLayout ?? {};
   const [x, y, z] = view.map.axes;
+  const { xaxis, yaxis } = view.div._fullLayout ?? {};
   view.ring.hidden = !!z || i < 0 || !xaxis || Number.isNaN(x[i] + y[i]);
+  if (z && i >= 0) setTimeout(() => Plotly.restyle(view.div, { x: [[x[i]]], y: [[y[i]]], z: [[z[i]]] }, [view.div.data.length - 1]), 0);
   if (view.ring.hidden) return;
   view.ring.style.left = `${xaxis.l2p(x[i]) + xaxis._offset}px`;
   view.ring.style.top = `${yaxis.l2p(y[i]) + yaxis._offset}px`;

@@ -7,18 +7,22 @@ function element(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
 }
 
+/** Twice the same is once: moving the ring of a 3-D map makes Plotly tell of the hover again. */
 function show(i) {
-  if (i === undefined || i < 0) return;
+  if (i === undefined || i < 0 || i === state.current) return;
   state.current = i;
+  fillPanel();
+  for (const view of views) moveRing(view);
+}
+
+function fillPanel() {
+  const i = state.current;
+  if (i < 0) return;
   const title = `Sample ${samples[i]}` + (data.sampleNames ? ` ${data.sampleNames[i]}` : "");
   const heading = element("h3", { textContent: title });
   heading.setAttribute("aria-live", "polite");
   byId("panel").replaceChildren(heading, pictures(i), facts(i));
   byId("panel").dataset.index = i;
-  for (const view of views) {
-    if (view.map.axes.length < 3) moveRing(view);
-    else Plotly.restyle(view.div, Object.fromEntries(["x", "y", "z"].map((k, a) => [k, [[view.map.axes[a][i]]]])), [view.div.data.length - 1]);
-  }
 }
 
 function pictures(i) {
@@ -114,8 +118,9 @@ function setUp() {
   const colours = [label && "label", runs[0].prediction && "prediction", judged && "right or wrong",
     ...new Set(runs.flatMap((run) => Object.keys(run.numbers))), ...measures].filter(Boolean);
   state.colour = colours[0] ?? "";
-  state.beside = layers.length > 1 && runs.length === 1 ? layers[1] : "";
+  state.beside = layers.length > 1 && runs.length === 1 ? layers.filter((layer) => layer !== state.layer).at(-1) : "";
   options("layer", layers);
+  byId("layer").value = state.layer ?? "";
   options("beside", ["", ...layers], ["none", ...layers]);
   byId("beside").value = state.beside;
   byId("beside-label").hidden = layers.length < 2 || runs.length > 1;

@@ -91,16 +91,20 @@ class Browser:
 
     def hover(self, view: int, index: int, alone: bool = True) -> None:
         """Moves the mouse to the point of a sample, by way of the map's corner; one that is alone there comes into the panel."""
+        self.hover_at(view, *self.place(view, index))
+        if alone:
+            self.wait(f"return document.getElementById('panel').dataset.index === '{index}'", timeout=5)
+
+    def hover_at(self, view: int, x: float, y: float) -> str:
+        """The index of the sample that the panel shows then."""
         self.js("views[arguments[0]].div.scrollIntoView({block: 'center', behavior: 'instant'})", view)
         left, top = self.js("const r = views[arguments[0]].div.getBoundingClientRect(); return [r.left, r.top]", view)
-        x, y = self.place(view, index)
         move = self.actions()
         move.w3c_actions.pointer_action.move_to_location(round(left + 3), round(top + 200))
         move.w3c_actions.pointer_action.move_to_location(round(left + x), round(top + y))
         move.perform()
         self.frames()
-        if alone:
-            self.wait(f"return document.getElementById('panel').dataset.index === '{index}'", timeout=5)
+        return self.js("return document.getElementById('panel').dataset.index")
 
     def drag(self, view: int, way: list[tuple[float, float]]) -> None:
         """Presses the mouse at the first of these places on a map (pixels), releases it at the last."""

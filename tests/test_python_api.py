@@ -7,9 +7,10 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import netCDF4
 import numpy as np
 import pytest
-from make_result import make_result
+from make_result import add, make_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import cnnscope  # noqa: E402
@@ -123,3 +124,14 @@ def test_readme_redoes_the_notebook(demo, monkeypatch):
         np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), ds[name][0])
         assert figure.axes[1].get_title() == f"{name} for predicted class 7"
     plt.close("all")
+
+
+def test_what_t_sne_was_given_is_no_layer(tmp_path):
+    """L_pre_pca; a layer called L_pre, with a PCA of its own, is one."""
+    make_result(tmp_path / "a.nc", samples=30)
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as nc:
+        add(nc, "conv_pre_pca", "sample conv_pre_pc", np.zeros((30, 4), np.float32))
+    assert cnnscope.layers(cnnscope.open_result(tmp_path / "a.nc")) == ["logits"]
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as nc:
+        add(nc, "conv_pre_pca_explained_variance", "conv_pre_pc", np.zeros(4))
+    assert cnnscope.layers(cnnscope.open_result(tmp_path / "a.nc")) == ["logits", "conv_pre"]

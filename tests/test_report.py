@@ -476,6 +476,16 @@ def test_other_files_in_the_browser(browser, tmp_path, kind):
         assert np.abs(np.asarray(seen).astype(int) - own).mean() < 4
     if kind.get("axes") == 3:
         assert browser.js("return views.map((v) => v.div.data[0].type)") == ["scatter3d"] * 2
+        pixels = browser.picture(".map").reshape(-1, 1, 3).astype(int)
+        found = np.abs(pixels - (0.85 * HUES + 0.15 * 255)).sum(2).min(0)
+        assert (found < 12).sum() >= 8  # some may be hidden
+        places = np.argwhere(np.ptp(browser.picture(".map").astype(int), 2) > 60)
+        seen = {browser.hover_at(0, x - 1, y - 1) for y, x in places[:: max(len(places) // 10, 1)]}
+        assert len(seen - {"8"}) >= 3 and all(0 <= int(i) < n for i in seen)
+        i = int(browser.js("return state.current"))
+        browser.frames()
+        assert browser.js("const t = views[1].div.data.at(-1); return [t.x[0], t.y[0], t.z[0]]") == pytest.approx(
+            cnnscope.open_result(tmp_path / "a.nc").logits_tsne.values[i].tolist(), abs=2e-3)  # the ring of the other map
     if "fixed" in kind:
         assert browser.js("return views[0].div.data.map((t) => t.x.length)") == [50, n]
         assert (np.ptp(browser.picture(".map").reshape(-1, 3).astype(int), 1) < 3).sum() - (browser.picture(".map") > 240).all(2).sum() > 200  # grey
