@@ -54,7 +54,8 @@ for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
 }
 
 const state = { layer: layers.includes("logits") ? "logits" : layers.at(-1), beside: "", page: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
-let views = [];
+let views = []; // that are shown
+const made = [];
 let revision = 0;
 const canWebgl = !!document.createElement("canvas").getContext("webgl");
 const touch = matchMedia("(pointer: coarse)").matches; // there a drag moves the page, until a button says otherwise
@@ -155,19 +156,19 @@ function wantedMaps() {
   return chosen.flatMap((layer) => methods.flatMap((method) => runs.flatMap((run) => of(run, layer).filter(({ map }) => map.method === method))));
 }
 
-/** The views that are there are used again: each holds drawing contexts, of which a browser has few. */
+/** Views are hidden and used again, never taken down: each holds drawing contexts, of which a browser has few and takes
+ * the oldest away before it has noticed that others are free. */
 function makeViews() {
-  const wanted = wantedMaps();
-  for (const view of views.splice(wanted.length)) {
-    Plotly.purge(view.div);
-    view.figure.remove();
-  }
-  wanted.forEach((part, n) => {
-    views[n] ??= makeView(n < MAX_WEBGL);
-    Object.assign(views[n], part);
-    tellWhat(views[n]);
+  views = wantedMaps().map((part, n) => {
+    made[n] ??= makeView(n < MAX_WEBGL);
+    Object.assign(made[n], part);
+    tellWhat(made[n]);
+    return made[n];
   });
+  const again = views.filter((view) => view.figure.hidden);
+  made.forEach((view, n) => { view.figure.hidden = n >= views.length; });
   drawAll();
+  again.forEach((view) => Plotly.Plots.resize(view.div)); // the window may have changed since
   fillPanel();
 }
 
