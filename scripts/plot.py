@@ -6,7 +6,8 @@
 For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
 and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
 with how far they move between them; the filters and feature maps in the file; for some samples the
-input beside its saliency and under its Grad-CAM; a contact sheet of saliency for each category; the confusion matrix. What the file does not hold is left out.
+input beside its saliency and under its Grad-CAM; a contact sheet of saliency, a row for each category; the
+confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
 Points are drawn in a random but fixed order, so that no class covers the others; PDF and SVG are vectors, but for the points,

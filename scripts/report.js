@@ -53,7 +53,8 @@ for (let i = order.length - 1, seed = 2463534242; i > 0; i--) {
   [order[i], order[j]] = [order[j], order[i]];
 }
 
-const state = { layer: layers.includes("logits") ? "logits" : layers.at(-1), beside: "", page: "", colour: "", category: "", kind: "all", fade: true, current: -1, selected: new Set() };
+const state = { layer: layers.includes("logits") ? "logits" : layers.at(-1), beside: "", page: "", colour: "", category: "",
+  kind: "all", fade: true, current: -1, selected: new Set() };
 let views = []; // that are shown
 const made = [];
 let revision = 0;
@@ -227,7 +228,8 @@ function draw(view) {
   };
   const traces = [...behind(view), trace, ...(z ? [ringOf(view)] : [])];
   // Named, because the library's own choice has a button that sends the data to its maker.
-  const buttons = z ? [["orbitRotation", "zoom3d", "pan3d", "resetCameraDefault3d"]] : [["lasso2d", "select2d", "pan2d", "zoom2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
+  const buttons = z ? [["orbitRotation", "zoom3d", "pan3d", "resetCameraDefault3d"]]
+    : [["lasso2d", "select2d", "pan2d", "zoom2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
   const config = { responsive: true, displaylogo: false, scrollZoom: !touch, modeBarButtons: buttons, plotlyServerURL: "" };
   Plotly.react(view.div, traces, layout, config);
   if (!view.listens) listen(view);
@@ -253,7 +255,8 @@ function listen(view) {
 function behind(view) {
   if (!view.map.behind) return [];
   const [x, y, z] = view.map.behind;
-  return [{ name: "stored map", type: z ? "scatter3d" : view.webgl ? "scattergl" : "scatter", mode: "markers", x, y, ...(z ? { z } : {}), hoverinfo: "skip",
+  return [{ name: "stored map", type: z ? "scatter3d" : view.webgl ? "scattergl" : "scatter", mode: "markers", hoverinfo: "skip",
+    x, y, ...(z ? { z } : {}),
     marker: { size: 3, color: "rgba(176,176,176,0.4)", line: { width: 0 } } }];
 }
 

@@ -156,8 +156,9 @@ def layer_maps(ds: xr.Dataset, layer: str, first: xr.Dataset) -> list[dict[str, 
     for number in range(1, ds.sizes.get(f"{layer}_tsne_map", 0)):
         points = aligned(ds[f"{layer}_tsne_maps"].values[number], ds, f"{layer}_tsne", first)
         title, _, divergence = cnnscope.map_details(ds, layer, number).partition(": KL ")
+        trust = {m: steps(ds[f"{layer}_tsne_{m}"].values) for m in ("persistence", "spread") if f"{layer}_tsne_{m}" in ds.variables}
         parts.append({"layer": layer, "method": "further", "title": f"t-SNE of {layer}, {title}", "overall": f"KL divergence {divergence}",
-                      "axes": axes(points), "trust": {m: steps(ds[f"{layer}_tsne_{m}"].values) for m in ("persistence", "spread") if f"{layer}_tsne_{m}" in ds.variables}})
+                      "axes": axes(points), "trust": trust})
     return parts
 
 

@@ -90,7 +90,8 @@ function drawKey() {
     ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map((c) => `rgb(${c.join()})`).join()})`;
     const span = element("span", {});
     const ends = [0.01, 0.99].map((share) => quantile(valuesOf(view), share).toPrecision(3));
-    span.append(`${state.colour.replace("_", " ")} ${ends[0]}`, ramp, ends[1] + (views.filter(valuesOf).length > 1 ? " (first map; each has its own range)" : ""));
+    const others = views.filter(valuesOf).length > 1 ? " (first map; each has its own range)" : "";
+    span.append(`${state.colour.replace("_", " ")} ${ends[0]}`, ramp, ends[1] + others);
     parts = [span];
   } else if (["label", "prediction"].includes(state.colour)) {
     const step = few ? 1 : Math.ceil(data.categories.length / 12);
@@ -129,7 +130,8 @@ function setUp() {
   options("kind", ["all", ...(judged ? ["wrong", "right"] : []), ...(runs.some((run) => run.suspects.size) ? ["likely label errors"] : []),
     ...(runs.length > 1 && runs.every((run) => run.prediction) ? ["flipped"] : []), "selected"]);
   byId("fade-why").hidden = byId("fade").parentElement.hidden = !measures.length;
-  const most = Math.max(0, ...runs.flatMap((run) => layers.map((layer) => run.maps.filter((m) => m.layer === layer && m.method === "further").length + 1)));
+  const further = (run, layer) => run.maps.filter((m) => m.layer === layer && m.method === "further").length;
+  const most = Math.max(0, ...runs.flatMap((run) => layers.map((layer) => further(run, layer) + 1)));
   const few = Math.ceil(PAGE / runs.length);
   const pages = most > 1 ? Array.from({ length: Math.ceil(most / few) }, (_, p) => p) : [];
   options("page", ["", ...pages], ["PCA and t-SNE", ...pages.map((p) => `t-SNE maps ${p * few + 1} to ${Math.min((p + 1) * few, most)}`)]);
@@ -151,7 +153,8 @@ function setUp() {
 }
 
 function search(text) {
-  const found = /^\d+$/.test(text) ? samples.indexOf(Number(text)) : text && data.sampleNames ? data.sampleNames.findIndex((n) => n.includes(text)) : -1;
+  const named = () => (text && data.sampleNames ? data.sampleNames.findIndex((name) => name.includes(text)) : -1);
+  const found = /^\d+$/.test(text) ? samples.indexOf(Number(text)) : named();
   if (found >= 0) show(found);
   byId("search").setAttribute("aria-invalid", String(!!text && found < 0));
   if (text && found < 0) byId("count").textContent = `No sample ${text} in this page: it has ${samples[0]} to ${samples[samples.length - 1]}.`;

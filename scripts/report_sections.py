@@ -121,7 +121,8 @@ def label_errors(report: Report, ds: xr.Dataset) -> str:
             for line in lines]
     layer = lines[0][-1]
     return (f"<p>Labels that are likely to be wrong, likeliest first: the network says otherwise, and so do most neighbours in "
-            f"{escape(str(layer))}. Score: probability of the prediction times the share of the neighbours.</p>{link}" + table(head, rows, "Likely label errors"))
+            f"{escape(str(layer))}. Score: probability of the prediction times the share of the neighbours.</p>{link}"
+            + table(head, rows, "Likely label errors"))
 
 
 def gallery(report: Report) -> str:
@@ -199,7 +200,8 @@ def confusion(ds: xr.Dataset) -> str:
     rows = "".join(f'<tr><th scope="row">{escape(n)}</th>' + "".join(
         f'<td class="cell{" strong" if share[i, j] > 0.55 else ""}" style="--share:{share[i, j]:.3f}">{counts[i, j] or ""}</td>'
         for j in range(len(names))) + "</tr>" for i, n in enumerate(names))
-    return (words + '<div class="pair"><div class="wide" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption>Rows: label. Columns: '
+    return (words + '<div class="pair"><div class="wide" tabindex="0" role="region" aria-label="Confusion matrix">'
+            '<table class="confusion"><caption>Rows: label. Columns: '
             f"prediction.</caption><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>{mistakes}</div>")
 
 
@@ -288,7 +290,8 @@ def attribution(ds: xr.Dataset) -> str:
     if "attribution_agreement" in ds.variables:
         names = [n.replace("_", " ") for n in ds.attribution_agreement.attrs["attributions"].split()]
         means = np.nanmean(ds.attribution_agreement.values, 0)
-        body += table(["", *names], [[name, *map(float, row)] for name, row in zip(names, means)], "Agreement: mean rank correlation of two methods' maps")
+        body += table(["", *names], [[name, *map(float, row)] for name, row in zip(names, means)],
+                      "Agreement: mean rank correlation of two methods' maps")
     return f'<div class="pair">{body}</div>'
 
 
@@ -354,7 +357,9 @@ def seconds(ds: xr.Dataset) -> str:
     if not taken:
         return ""
     longest = max(taken.values()) or 1
-    rows: list[list[object]] = [[name, s, Html(f'<span class="bar" style="width:{100 * s / longest:.1f}%" aria-hidden="true"></span>')] for name, s in taken.items()]
+    rows: list[list[object]] = [
+        [name, s, Html(f'<span class="bar" style="width:{100 * s / longest:.1f}%" aria-hidden="true"></span>')]
+        for name, s in taken.items()]
     machine = ", ".join(f"{ds.attrs[k]} {w}" for k, w in (("run_ranks", "ranks"), ("run_threads", "threads each")) if k in ds.attrs)
     return (f"<p>Seconds of each stage, the longest of the ranks{': ' + escape(machine) if machine else ''}. Parts of a stage follow it.</p>"
             + table(["stage", "seconds", "share of the longest"], rows, "Seconds of each stage"))
@@ -362,4 +367,5 @@ def seconds(ds: xr.Dataset) -> str:
 
 def provenance(ds: xr.Dataset) -> str:
     rows = [[k, str(v)] for k, v in ds.attrs.items() if not str(k).startswith(STAGES)]
-    return f"<details><summary>{len(rows)} attributes of the file</summary>{table(['attribute', 'value'], rows, 'Attributes of the file', 'long')}</details>"
+    lines = table(["attribute", "value"], rows, "Attributes of the file", "long")
+    return f"<details><summary>{len(rows)} attributes of the file</summary>{lines}</details>"

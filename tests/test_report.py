@@ -388,7 +388,8 @@ def test_keyboard(shown):
     assert not browser.find("#beside").is_displayed()  # there is one layer
     buttons = set(browser.js("return [...document.querySelectorAll('.modebar-btn')].map((b) => b.dataset.title)"))
     assert buttons == {"Lasso Select", "Box Select", "Pan", "Zoom", "Zoom in", "Zoom out", "Reset axes"}  # none that sends data away
-    assert browser.js("return [...document.querySelectorAll('img,svg.chart,.pictures .over,.map')].filter((e) => !e.alt && !e.getAttribute('aria-label')).length") == 0
+    assert browser.js("""return [...document.querySelectorAll('img,svg.chart,.pictures .over,.map')]
+        .filter((e) => !e.alt && !e.getAttribute('aria-label')).length""") == 0
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +441,13 @@ def test_looks(browser, synthetic, width, dark):
         const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
         const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
         const rgba = (text) => { const p = text.match(/[\\d.]+/g).map(Number); return p.length > 3 && p[3] === 0 ? null : p; };
-        const ground = (e) => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c && (c[3] ?? 1) === 1) return c; } return [255, 255, 255]; };
+        const ground = (e) => {
+          for (; e; e = e.parentElement) {
+            const c = rgba(getComputedStyle(e).backgroundColor);
+            if (c && (c[3] ?? 1) === 1) return c;
+          }
+          return [255, 255, 255];
+        };
         document.querySelectorAll('details').forEach((d) => d.open = true);
         const found = [];
         for (const e of document.querySelectorAll('h1,h2,h3,h4,p,td,th,a,label,button,figcaption,caption,summary,small,dt,dd')) {
@@ -506,7 +513,8 @@ def test_ten_thousand_digits(browser, demo, tmp_path, capsys):
     drawn = float(browser.js("return document.documentElement.dataset.ready"))
     browser.js("""window.took = [];
         addEventListener('mousemove', () => window.moved = performance.now(), true);
-        new MutationObserver(() => requestAnimationFrame(() => took.push(performance.now() - moved))).observe(document.getElementById('panel'), {childList: true});""")
+        new MutationObserver(() => requestAnimationFrame(() => took.push(performance.now() - moved)))
+            .observe(document.getElementById('panel'), {childList: true});""")
     for i in range(0, 10000, 500):
         browser.hover(1, i, alone=False)
     took = browser.js("return took")
