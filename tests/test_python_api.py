@@ -108,6 +108,7 @@ def test_readme_redoes_the_notebook(demo, monkeypatch):
     code = next(part for part in text.split("```python\n")[1:] if "plt.subplots(4, 4" in part).split("```")[0]
     assert len(code.splitlines()) < 30
     matplotlib.use("Agg")
+    plt.close("all")
     monkeypatch.setattr(plt, "show", lambda: None)
     exec(code.replace("demo/mnist.nc", str(demo)), {})
     ds = cnnscope.open_result(demo)
