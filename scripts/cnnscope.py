@@ -58,7 +58,9 @@ def layers(ds: xr.Dataset) -> list[str]:
     for name in ds.data_vars:
         layer, _, method = str(name).rpartition("_")
         axis = f"{layer}_pc" if method == "pca" else f"{layer}_axis" if method in ("tsne", "map", "place") else None
-        if axis in ds[name].dims and layer not in found:
+        # L_pre_pca is what t-SNE was given of L, no map of a layer L_pre; that one's would say what variance it explains.
+        given = layer.endswith("_pre") and method == "pca" and f"{name}_explained_variance" not in ds.variables
+        if axis in ds[name].dims and layer not in found and not given:
             found.append(layer)
     return found
 
@@ -68,6 +70,18 @@ def trust(ds: xr.Dataset, layer: str, method: str) -> dict[str, float]:
     start, end = f"{layer}_{method}_", "_overall"
     return {str(v)[len(start) : -len(end)]: float(ds[v]) for v in ds.data_vars
             if str(v).startswith(start) and str(v).endswith(end)}
+
+
+def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
+    """What sets one of several t-SNE maps of a layer apart, for example: perplexity 30, seed 1: KL 1.569."""
+    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
+    perplexity = float(at["perplexity"][number])
+    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
+    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
+    runs = len(np.unique(at["seed"].values))
+    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
+    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
+    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
 
 
 def raw(ds: xr.Dataset, name: str) -> xr.DataArray:

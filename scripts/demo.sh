@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole job on the MNIST test set that comes with the program: set-up, run on two ranks, figures.
+# The whole job on the MNIST test set that comes with the program: set-up, run on two ranks, figures, a page to explore.
 #
-#     scripts/demo.sh             results in demo/mnist.nc, figures in demo/mnist_figures/
+#     scripts/demo.sh             results in demo/mnist.nc, figures in demo/mnist_figures/, the page is demo/mnist.html
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/env.sh
@@ -19,6 +19,7 @@ mpirun --quiet -n 2 build/cnnscope \
 ran=$SECONDS
 
 .venv/bin/python scripts/plot.py demo/mnist.nc
+.venv/bin/python scripts/report.py demo/mnist.nc --model tests/data/model.pth
 echo
-echo "Results: demo/mnist.nc (ncdump -h, xarray). Figures: demo/mnist_figures/."
-echo "Took: set-up $ready s, job $((ran - ready)) s, figures $((SECONDS - ran)) s."
+echo "Results: demo/mnist.nc (ncdump -h, xarray). Figures: demo/mnist_figures/. To explore in a browser: demo/mnist.html."
+echo "Took: set-up $ready s, job $((ran - ready)) s, figures and page $((SECONDS - ran)) s."

@@ -6,11 +6,12 @@
 For each embedded layer its PCA and t-SNE maps, or new samples over the stored map they were placed in (grey), by class,
 and by how far each point can be trusted; where there are several t-SNE maps of it, all of them side by side, points fading
 with how far they move between them; the filters and feature maps in the file; for some samples the
-input beside its saliency and under its Grad-CAM; what the sanity checks of attribution methods found; the confusion matrix. What the file does not hold is left out.
+input beside its saliency and under its Grad-CAM; a contact sheet of saliency, a row for each category; what the sanity
+checks of attribution methods found; the confusion matrix. What the file does not hold is left out.
 Prints the path of each figure. Colours are safe for colour-blind readers: 10 hues, with a second marker up to 20
 classes, beyond that an ordered scale with each class written at the middle of its points.
-Points are drawn in a random but fixed order, so that no class covers the others; in PDF they are one bitmap, so that
-the file stays small however many there are.
+Points are drawn in a random but fixed order, so that no class covers the others; PDF and SVG are vectors, but for the points,
+which are one bitmap, so that the file stays small however many there are.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ try:
     from matplotlib.lines import Line2D
 
     import cnnscope
-    from plot_samples import (attribution_names, attributions, caption, default_samples, displayed, mean_maps,
+    from plot_samples import (attribution_names, attributions, caption, contact_sheet, default_samples, displayed, mean_maps,
                               methods_side_by_side, of_method, sanity_curves, scaled, short)
 except ImportError as error:
     sys.exit(f"plot.py: {error}: run scripts/setup.sh once, then .venv/bin/python scripts/plot.py")
@@ -147,6 +148,8 @@ def figures(ds: xr.Dataset, samples: list[int] | None = None, measure: str = MEA
         yield "sanity", sanity_curves(ds)
     if "summary_count" in ds:
         yield "mean_maps", mean_maps(ds)
+    if {"saliency", "image"} <= set(ds.variables) and (of := coloured_by(ds)):
+        yield "saliency_contact_sheet", contact_sheet(ds, of)
     methods = attribution_names(ds)
     if len(methods) > 2:
         yield "methods", methods_side_by_side(ds, methods, (samples or default_samples(ds, methods[0]))[:PER_PAGE])
@@ -219,25 +222,13 @@ def several_maps(ds: xr.Dataset, layer: str) -> Figure:
             axis.set_tick_params(length=0)
         if maps.shape[2] == 2:
             ax.set_aspect("equal", adjustable="datalim")
-        ax.set_title(map_details(ds, layer, i))
+        ax.set_title(cnnscope.map_details(ds, layer, i))
     found = cnnscope.trust(ds, layer, "tsne")
     words = {"spread": "mean spread {:.3f} radii", "persistence": "{:.1%} of neighbours persist"}
     texts = [text.format(found[name]) for name, text in words.items() if name in found]
     figure.suptitle(f"{len(maps)} t-SNE maps of {layer}, aligned to the first\n{mapped.sum():,} samples, faded by the "
                     f"spread of their places; {', '.join(texts)}")
     return figure
-
-
-def map_details(ds: xr.Dataset, layer: str, number: int) -> str:
-    """For example: perplexity 30, seed 1: KL 1.569."""
-    at = {name: ds[f"{layer}_tsne_map_{name}"] for name in ("perplexity", "seed", "kl")}
-    perplexity = float(at["perplexity"][number])
-    several = at["perplexity"].attrs.get("comment", "").partition(", ")[2].split()
-    before = len({int(n) for n in np.flatnonzero(np.isnan(at["perplexity"].values[:number]))})
-    runs = len(np.unique(at["seed"].values))
-    text = f"{perplexity:g}" if np.isfinite(perplexity) else several[min(before // runs, len(several) - 1)]
-    seed = f", seed {int(at['seed'][number])}" if runs > 1 else ""
-    return f"perplexity {text}{seed}: KL {float(at['kl'][number]):.3f}"
 
 
 def pca_details(ds: xr.Dataset, layer: str, axes: list[Axis]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import cnnscope
 
@@ -13,6 +15,7 @@ ATTRIBUTIONS = ("saliency", "input_x_gradient", "gradcam", "gradcam_plus_plus", 
 EVIDENCE = ("deletion", "insertion", "sparseness")
 WRONG = "#b00020"
 MOST_CATEGORIES = 20  # in one figure
+PER_ROW, MAX_ROWS, GAP = 6, 30, 3  # of the contact sheet: samples, categories, pixels between them
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -76,6 +79,50 @@ def attributions(ds: xr.Dataset, name: str, samples: list[int]) -> Figure:
         f"Grad-CAM of {layer} for the predicted class, over the input"
     figure.suptitle("\n".join([title, *failure(ds, name)]), color=WRONG if failure(ds, name) else "k")
     return figure
+
+
+def contact_sheet(ds: xr.Dataset, of: str) -> Figure:
+    """A row for each category: inputs, each beside its saliency; right ones, the surest first, then wrong ones in red frames.
+    of: label or prediction."""
+    kept = ds["saliency"][ds["saliency"].dims[0]].values
+    kinds = ds[of].sel(sample=kept).values
+    present = [int(c) for c in np.unique(kinds) if c >= 0][:MAX_ROWS]
+    picks = [contact_samples(ds, kept[kinds == c]) for c in present]
+    height, width = ds["saliency"].shape[-2:]
+    sheet = np.ones((len(present) * (height + GAP) - GAP, PER_ROW * (2 * width + GAP) - GAP, 3))
+    ratio = sheet.shape[0] / sheet.shape[1]
+    figure = Figure(figsize=(9, np.clip(8.2 * ratio, 1, 40) + 0.8), layout="compressed")
+    ax = figure.add_subplot()
+    for row, samples in enumerate(picks):
+        for column, sample in enumerate(samples):
+            y, x = row * (height + GAP), column * (2 * width + GAP)
+            picture = displayed(cnnscope.of_sample(ds, "image", sample).values)
+            sheet[y : y + height, x : x + width] = picture if picture.ndim == 3 else picture[..., None]
+            values = cnnscope.of_sample(ds, "saliency", sample).values
+            sheet[y : y + height, x + width : x + 2 * width] = matplotlib.colormaps["hot"](values)[..., :3]
+            if is_wrong(ds, sample):
+                ax.add_patch(Rectangle((x - 0.5, y - 0.5), 2 * width, height, fill=False, color=WRONG, lw=2))
+    ax.imshow(sheet, interpolation="nearest")
+    names = [short(name, 16) for name in cnnscope.category_names(ds, present)]
+    ax.set_yticks([row * (height + GAP) + height / 2 for row in range(len(present))], names)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel(of)
+    figure.suptitle("Saliency beside its input, for the predicted class; red: wrong")
+    return figure
+
+
+def contact_samples(ds: xr.Dataset, samples: np.ndarray) -> list[int]:
+    """Of one category: right ones, the surest first where the file knows, and at most a third wrong ones."""
+    seen = ds.sel(sample=samples)
+    known = {"label", "prediction"} <= set(ds.variables)
+    wrong = ((seen.label != seen.prediction) & (seen.label >= 0)).values if known else np.zeros(len(samples), bool)
+    right = samples[~wrong]
+    if "prediction_probability" in ds.variables:
+        right = right[np.argsort(-seen.prediction_probability.values[~wrong], kind="stable")]
+    last = samples[wrong][: PER_ROW // 3].tolist()
+    return right[: PER_ROW - len(last)].tolist() + last
 
 
 def methods_side_by_side(ds: xr.Dataset, names: list[str], samples: list[int]) -> Figure:

@@ -94,7 +94,7 @@ install_missing() {
     fi
 }
 
-# Some tests are skipped without these, which nobody else needs: a Slurm cluster of their own, and libFuzzer.
+# Some tests are skipped without these, which nobody else needs: a Slurm cluster of their own, libFuzzer, and a browser.
 install_for_tests() {
     if [[ -z ${CNNSCOPE_TESTS:-} || $(id -u) != 0 ]] || ! has_command apt-get; then
         return
@@ -102,6 +102,7 @@ install_for_tests() {
     local packages=()
     PATH=$PATH:/usr/sbin has_command slurmd && PATH=$PATH:/usr/sbin has_command munged || packages+=(slurm-wlm munge)
     has_fuzzer 2>/dev/null || packages+=(clang libclang-rt-14-dev)
+    has_command chromedriver || packages+=(chromium chromium-driver)
     if ((${#packages[@]} == 0)); then
         return
     fi

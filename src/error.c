@@ -76,11 +76,12 @@ bool error_pending(const char **message, int *status) {
 }
 
 void error_print(const char *message) {
-    char line[MESSAGE_BYTES + 16];
-    int length = snprintf(line, sizeof line - 1, "cnnscope: %s", message);
+    char line[MESSAGE_BYTES + 16] = "";
+    int start = isatty(STDERR_FILENO) ? snprintf(line, sizeof line, "\r\033[K") : 0; /* over a line of progress */
+    int length = start + snprintf(line + start, sizeof line - 1 - (size_t)start, "cnnscope: %s", message);
     if (length > (int)sizeof line - 2)
         length = (int)sizeof line - 2;
-    for (int i = 0; i < length; i++)
+    for (int i = start; i < length; i++)
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
             line[i] = '?';
     line[length++] = '\n';

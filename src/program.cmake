@@ -69,10 +69,12 @@ if(NOT CUDA OR EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/tsne.cu) # the CUDA kerne
   add_executable(cnnscope src/main.c)
   target_link_libraries(cnnscope PRIVATE core)
   install(TARGETS cnnscope RUNTIME DESTINATION bin)
-  install(PROGRAMS scripts/submit.sh scripts/plot.py scripts/pack.py scripts/export_onnx.py
-          DESTINATION share/cnnscope/scripts)
+  install(PROGRAMS scripts/submit.sh scripts/plot.py scripts/report.py scripts/export.py scripts/pack.py
+          scripts/export_onnx.py DESTINATION share/cnnscope/scripts)
   install(FILES scripts/cnnscope.py scripts/pack_archives.py scripts/pack_file.py scripts/pack_pixels.py
-          scripts/pack_sources.py scripts/plot_samples.py scripts/python_object.py scripts/requirements.txt
+          scripts/pack_sources.py scripts/plot_samples.py scripts/python_object.py scripts/report_data.py
+          scripts/report_sections.py scripts/report.html scripts/report.css scripts/report.js scripts/report_panel.js
+          scripts/requirements.txt
           DESTINATION share/cnnscope/scripts)
   install(DIRECTORY slurm DESTINATION share/cnnscope)
 endif()

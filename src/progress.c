@@ -100,6 +100,7 @@ void progress_say(const char *format, ...) {
         return;
     va_list args;
     va_start(args, format);
+    fputs(on_terminal() ? "\r\033[K" : "", stderr);
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -213,3 +214,39 @@ def test_progress_lines_name_the_stages(few, tmp_path):
     result = run("--model", MODEL, "--images", few[0], "--perplexity", 5, "--output", tmp_path / "r.nc", ranks=2)
     assert result.status == 0 and 2 <= len(result.lines) < 30
     assert any("tsne" in line.lower() or "t-sne" in line.lower() for line in result.lines)
+
+
+def test_progress_on_a_terminal_and_in_a_log(tmp_path):
+    """One line a stage, redrawn with rate, remaining time and KL; in a log one line a stage and nothing to redraw. An error begins
+    a line of its own."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32))
+    command = [BINARY, "embed", "--input", tmp_path / "x.npy", "--threads", "1"]
+    drawn = on_terminal([*command, "--output", tmp_path / "a.nc"])
+    lines = [re.sub(r".*\r\x1b\[K", "", line) for line in drawn.split("\r\n")]  # what stays to be seen
+    assert [line.split()[0] for line in lines if line] == ["read", "pca", "affinities", "tsne", "trust"]
+    stage = next(line for line in drawn.split("\r\n") if "\r\x1b[Ktsne" in line)
+    steps = stage.split("\r\x1b[K")[1:]
+    assert len(steps) >= 2  # every quarter of a second
+    assert all(re.fullmatch(r"tsne input +\d+/1000 iterations [\d.e+]+/s, \d+ s left  KL \d\.\d{4}", s) for s in steps[:-1]), steps
+    assert re.fullmatch(r"tsne input +1000/1000 iterations in [\d.]+ s  KL \d\.\d{4}", steps[-1])
+    logged = subprocess.run([*map(str, command), "--output", tmp_path / "b.nc"], capture_output=True, text=True, env=os.environ | ENVIRONMENT).stderr
+    assert "\r" not in logged and "\x1b" not in logged
+    assert sum(line.startswith("tsne") for line in logged.splitlines()) == 1
+    last = on_terminal([*command, "--output", tmp_path / "a.nc"]).split("\r\n")[-2]
+    assert last.startswith(f"\r\x1b[Kcnnscope: {tmp_path}/a.nc: ")
+
+
+def on_terminal(command):
+    """All that a program writes to a terminal."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen([*map(str, command)], stderr=follower, stdout=follower, stdin=subprocess.DEVNULL, env=os.environ | ENVIRONMENT) as job:
+        os.close(follower)
+        parts = []
+        try:
+            while part := os.read(leader, 65536):
+                parts.append(part)
+        except OSError:  # the other side is closed
+            pass
+        job.wait(60)
+    os.close(leader)
+    return b"".join(parts).decode()

@@ -20,7 +20,7 @@ import plot  # noqa: E402
 import plot_samples  # noqa: E402
 
 NETWORK = ["logits_pca", "logits_tsne", "confusion", "conv1_filters", "conv2_filters"]
-SAMPLES = ["saliency", "gradcam"]
+SAMPLES = ["saliency", "gradcam", "saliency_contact_sheet"]
 
 
 def draw(path, shown=None, measure="trustworthiness", fade=False, **kind):
@@ -76,6 +76,29 @@ def test_three_named_classes_in_3d_and_colour(tmp_path):
     np.testing.assert_allclose(tile, (weights - weights.min()) / np.ptp(weights))
     picture = drawn["saliency"].subfigs[1].axes[0].images[0].get_array()
     np.testing.assert_allclose(picture, truth["image"][1].transpose(1, 2, 0) / 255)
+
+
+@pytest.mark.parametrize("kind", [{}, {"channels": 3, "chosen": True}, {"labels": False, "samples": 60}])
+def test_contact_sheet(tmp_path, kind):
+    """Input and saliency of each tile, in the row of its category; wrong ones last, in a frame."""
+    truth, ds, drawn = draw(tmp_path, classes=4, **kind)
+    ax = drawn["saliency_contact_sheet"].axes[0]
+    sheet = np.asarray(ax.images[0].get_array())
+    kinds = truth["label" if kind.get("labels", True) else "prediction"][truth["kept"]]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2", "3"]
+    wrong = (truth["label"] != truth["prediction"])[truth["kept"]] & kind.get("labels", True)
+    frames = {(round(p.get_y() + 0.5), round(p.get_x() + 0.5)) for p in ax.patches}
+    assert (len(frames) > 0) == wrong.any()
+    for row in range(4):
+        own = np.flatnonzero((kinds == row) & ~wrong).tolist()
+        bad = np.flatnonzero((kinds == row) & wrong)[:2].tolist()
+        for column, i in enumerate(own[: 6 - len(bad)] + bad):
+            y, x = row * 23, column * 51
+            picture = np.broadcast_to(truth["image"][i].transpose(1, 2, 0) / 255, (20, 24, 3))
+            np.testing.assert_allclose(sheet[y : y + 20, x : x + 24], picture)
+            colours = plot.matplotlib.colormaps["hot"](ds.saliency.values[i])[..., :3]
+            np.testing.assert_allclose(sheet[y : y + 20, x + 24 : x + 48], colours)
+            assert ((y, x) in frames) == bool(wrong[i])
 
 
 def test_sixteen_classes_use_two_markers(tmp_path):
@@ -291,7 +314,7 @@ def test_mean_maps(tmp_path):
 def test_asked_samples_fill_pages(tmp_path):
     asked = list(range(5, 30))
     _, _, drawn = draw(tmp_path, shown=asked, samples=40)
-    assert list(drawn)[5:] == ["saliency_1", "saliency_2", "gradcam_1", "gradcam_2"]
+    assert list(drawn)[5:] == ["saliency_1", "saliency_2", "gradcam_1", "gradcam_2", "saliency_contact_sheet"]
     parts = [part for name in ("saliency_1", "saliency_2") for part in drawn[name].subfigs if part.axes]
     captions = [part.get_suptitle().split(":")[0] for part in parts]
     assert captions == [f"sample {i}" for i in asked]

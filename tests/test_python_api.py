@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
+import netCDF4
 import numpy as np
 import pytest
-from make_result import make_result
+from make_result import add, make_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import cnnscope  # noqa: E402
@@ -97,3 +100,39 @@ def test_what_is_no_result_is_refused(tmp_path):
         cnnscope.open_result(tmp_path)
     with pytest.raises(FileNotFoundError, match="none.nc: no such file"):
         cnnscope.open_result(tmp_path / "none.nc")
+
+
+def test_readme_redoes_the_notebook(demo, monkeypatch):
+    """Its figures, by the lines that the README shows: fewer than 30."""
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    code = next(part for part in text.split("```python\n")[1:] if "plt.subplots(4, 4" in part).split("```")[0]
+    assert len(code.splitlines()) < 30
+    matplotlib.use("Agg")
+    plt.close("all")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    exec(code.replace("demo/mnist.nc", str(demo)), {})
+    ds = cnnscope.open_result(demo)
+    pca, tsne, filters, features, saliency, gradcam = map(plt.figure, plt.get_fignums())
+    for figure, name in ((pca, "logits_pca"), (tsne, "logits_tsne")):
+        drawn = figure.axes[0].collections
+        assert len(drawn) == 10 and sum(len(c.get_offsets()) for c in drawn) == 10000
+        np.testing.assert_array_equal(drawn[3].get_offsets(), ds[name][ds.label == 3])
+    for figure, tiles in ((filters, ds.conv1_filters[:, 0]), (features, ds.conv1_maps[0])):
+        for ax, tile in zip(figure.axes, tiles, strict=True):
+            np.testing.assert_array_equal(ax.images[0].get_array(), tile)
+    for figure, name in ((saliency, "saliency"), (gradcam, "gradcam")):
+        np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), ds.image[0, 0])
+        np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), ds[name][0])
+        assert figure.axes[1].get_title() == f"{name} for predicted class 7"
+    plt.close("all")
+
+
+def test_what_t_sne_was_given_is_no_layer(tmp_path):
+    """L_pre_pca; a layer called L_pre, with a PCA of its own, is one."""
+    make_result(tmp_path / "a.nc", samples=30)
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as nc:
+        add(nc, "conv_pre_pca", "sample conv_pre_pc", np.zeros((30, 4), np.float32))
+    assert cnnscope.layers(cnnscope.open_result(tmp_path / "a.nc")) == ["logits"]
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as nc:
+        add(nc, "conv_pre_pca_explained_variance", "conv_pre_pc", np.zeros(4))
+    assert cnnscope.layers(cnnscope.open_result(tmp_path / "a.nc")) == ["logits", "conv_pre"]
