@@ -277,11 +277,13 @@ def test_a_hung_node(cluster, tmp_path, first):
         cluster.signal(node, signal.SIGCONT)
     assert job.state == "COMPLETED", job
     assert re.search(r"^tsne logits +\d+/\d+ iterations from the checkpoint", job.log, re.M), job.log
-    cluster.until_idle()
-    deadline = time.monotonic() + 60  # until Slurm has ended what woke up there
+    deadline = time.monotonic() + 60  # until Slurm or the watchdog has ended what woke up there
     while any(cluster.processes("cnnscope").values()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    cluster.power_off(node)  # booted anew: Slurm looks at a node that is down only once a minute
+    cluster.power_on(node)
+    cluster.until_idle()
     assert_same_result(read(succeed(tmp_path / "whole.nc", *MNIST, *LONG, ranks=2)), read(tmp_path / "r.nc"))
 
 
