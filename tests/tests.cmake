@@ -76,7 +76,7 @@ if(CUDA)
   if(PYTHON AND NOT SANITIZE)
     add_test(NAME program COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=5 tests/test_cuda.py
              WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-    set_tests_properties(program PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 2400)
+    set_tests_properties(program PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 3600)
     if(CUDA STREQUAL "HOST")
       add_test(NAME gpus COMMAND ${PYTHON} -m pytest -q -rs --no-header tests/test_gpus.py
                WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
@@ -102,7 +102,7 @@ target_link_libraries(bench_kernels PRIVATE core ref)
 # All Python files in one run, so that they share the demo's result. Those that run the program do so in this build.
 if(PYTHON AND NOT SANITIZE)
   add_test(NAME python COMMAND ${PYTHON} -m pytest -q -rs --no-header --durations=10 tests WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(python PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 2400)
+  set_tests_properties(python PROPERTIES ENVIRONMENT "${RUN_ENVIRONMENT}" TIMEOUT 3600)
 elseif(NOT SANITIZE)
   message(STATUS "No .venv (scripts/setup.sh makes it): the tests written in Python are left out")
 endif()
