@@ -13,7 +13,7 @@ target_include_directories(ref PUBLIC tests PRIVATE src kernels)
 target_link_libraries(ref PUBLIC core m)
 
 set(RUN_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^openib OMPI_MCA_pml=ob1 CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
+    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_pml=ob1 CNNSCOPE_BUILD=${CMAKE_BINARY_DIR} CNNSCOPE_BIN=${CMAKE_BINARY_DIR}/cnnscope
     ASAN_OPTIONS=detect_leaks=0)
 
 foreach(SOURCE ${TEST_SOURCES})
