@@ -20,17 +20,23 @@ typedef struct {
     double kept[2][TSNE_BLOCK], dropped[2][TSNE_BLOCK], p_log_p;
 } TsneCellSums;
 
+/* The values of P that are still to be asked for, before the loops come to them: memory works while the repulsion
+ * computes. */
+typedef struct {
+    const float *next, *end;
+} TsneAhead;
+
 typedef struct {
     /* A group of rows against the blocks [from, to) of a tile's columns. fi (TSNE_GROUP, A, 16), zi (TSNE_GROUP, 16) += sums
      * of w^2 (yi - yj) and of w; fj (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) += the same forces from the columns' side, of a
      * column in two places. w, if not NULL (TSNE_TILE_BLOCKS, TSNE_GROUP, 16 diagonals, 16). yi like fi, yj like fj. mask, if
      * not NULL: for each block of rows 1 or 0 (16 diagonals, 16), which w is multiplied by. */
     void (*repel)(float *fi, float *zi, float *fj, float *w, const float *yi, const float *yj, int from, int to,
-                  const float *const *mask);
+                  const float *const *mask, TsneAhead *ahead);
     /* fi (TSNE_GROUP, A, 16), fj (TSNE_TILE_BLOCKS, A, 16) += p w (yi - yj) and its opposite, over cells of the group; value
      * moves on behind their p. w, yi, yj as above. Returns, if asked for, - sum of p ln w, else 0. */
     double (*attract)(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
-                      const float *yi, const float *yj, bool cross);
+                      const float *yi, const float *yj, bool cross, TsneAhead *ahead);
     /* sums (2, 16): of p ln(p / w) over one cell, of its rows and of its columns; yi (A, 16), yj (A, TSNE_WINDOW): of its
      * blocks. */
     void (*point_logs)(float *sums, const TsneCell *cell, const float *value, const float *yi, const float *yj);
@@ -59,8 +65,8 @@ typedef struct {
     /* index, distance (K, 16), nearest first: of those and of n points numbered from `first`, at distances d (n, 16). */
     void (*keep_nearest)(int32_t *index, float *distance, int K, const float *d, int n, int32_t first);
     /* nearer (A, 16) += how many of those n points are nearer than point `asked` (A, 16) at asked_distance (A, 16). */
-    void (*count_nearer)(int32_t *nearer, const int32_t *asked, const float *asked_distance, int A, const float *d, int n,
-                         int32_t first);
+    void (*count_nearer)(int32_t *nearer, const int32_t *asked, const float *asked_distance, int A, const float *d,
+                         int n, int32_t first);
     /* Of placing. d (n, 16) becomes exp(-beta (d - low)). */
     void (*exponentials)(float *d, int64_t n, const float *beta, const float *low);
     /* In maps of 2 and of 3 axes: sums (place_sums, 16) of shared_place.h at y (A, 16), over n fixed points with the
