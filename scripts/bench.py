@@ -317,7 +317,7 @@ class Table:
 
         rows = [r for r in self.rows if not r[0].startswith("growth")]
         grown = [r for r in self.rows if r[0].startswith("growth")]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(rows) + 2.5), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.22 * len(rows) + 1.5), width_ratios=(1, 1), layout="constrained")
         left.barh([f"{r[0]}: {r[1]}" for r in rows], [r[3] for r in rows],
                   color=["tab:blue" if r[1].startswith("cnnscope") else "tab:gray" for r in rows])
         left.set(xscale="log", xlabel="seconds")
@@ -328,6 +328,9 @@ class Table:
         if grown:
             right.legend()
         right.set(xscale="log", yscale="log", xlabel="points", ylabel="seconds of t-SNE")
+        sizes = sorted({int(r[0].split()[1]) for r in grown})
+        right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        right.minorticks_off()
         figure.savefig(self.options.folder / "bench.png", dpi=120)
 
 
@@ -381,7 +384,7 @@ def attribution(table: Table, common: list[str], raw: np.ndarray) -> None:
             name = {"gradcam": "pytorch-grad-cam", "saliency": "captum and Quantus"}.get(method, "captum")
             contenders[name] = (
                 lambda method=method: peer(options, f"attribution {method}", images), ("compute",), None)
-        table.row(f"{' and '.join([method, *more[1:2]])} of {len(raw)} images", contenders)
+        table.row(f"{' and '.join([method, *more[1:2]])} of {len(raw)} images".replace("_", " "), contenders)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -402,7 +405,7 @@ def measure(options: argparse.Namespace) -> None:
 
             arguments = bare + ["--attribution", method]
             contenders = {"cnnscope, computing": (lambda: ours(options, arguments), ("forward_compute",), rate),
-                          "with reading and writing": (lambda: ours(options, arguments), ("forward",), rate)}
+                          "cnnscope, with reading and writing": (lambda: ours(options, arguments), ("forward",), rate)}
             if options.torch:
                 contenders["torch, computing"] = (lambda row=row: peer(options, f"torch {row}", pixels),
                                                   ("compute",), rate)
