@@ -5,17 +5,16 @@
 
 Rows: logits, saliency (peer: torch, with --torch), tsne (openTSNE and scikit-learn Barnes-Hut), pixels (--pre-pca 50;
 scikit-learn on pixels), attribution (of the first tenth of the images: integrated gradients of 50 steps, SmoothGrad of
-25 draws, Grad-CAM, saliency with its deletion curve of 28 steps; peers captum, pytorch-grad-cam and Quantus, with --torch),
-job (process start to renamed file; peer
-with --torch: none, the notebook is not shipped),
-layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into
-FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
+25 draws, Grad-CAM, saliency with its deletion curve of 28 steps; peers captum, pytorch-grad-cam and Quantus, with
+--torch), job (process start to renamed file; no peer: the notebook is not shipped), layouts (1 x 1, 2 ranks x 1 thread,
+1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into FOLDER/env, only when a row needs them. Results:
+FOLDER/bench.csv and bench.png.
 
-Everything is pinned to as many cores as it has threads. Peers' seconds are those of their calls, without reading; ours are
-those of the same work. Medians with least and largest. The KL beside each map is one
-ruler's, in float64 over all pairs, for N up to 20,000; past that our own file's for our map and none for peers.
-The map of --pre-pca is judged by the affinities of the pixels themselves. More
-samples than the data has are copies with noise of 1e-3 of the spread, and said to be.
+Everything is pinned to as many cores as it has threads. Peers' seconds are those of their calls, without reading; ours
+are those of the same work. Medians with least and largest. The KL beside each map is one ruler's, in float64 over all
+pairs, for N up to 20,000; past that our own file's for our map and none for peers. The map of --pre-pca is judged by
+the affinities of the pixels themselves. More samples than the data has are copies with noise of 1e-3 of the spread, and
+said to be.
 
 Bounds: the FMA throughput of these cores, measured at the start by build/bench_kernels. A network's bound is its
 multiply-adds at that rate; t-SNE's repulsion needs 16 vector operations for both directions of a pair (2 differences,
@@ -317,7 +316,7 @@ class Table:
 
         rows = [r for r in self.rows if not r[0].startswith("growth")]
         grown = [r for r in self.rows if r[0].startswith("growth")]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.22 * len(rows) + 1.5), width_ratios=(1, 1), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.22 * len(rows) + 1.5), layout="constrained")
         left.barh([f"{r[0]}: {r[1]}" for r in rows], [r[3] for r in rows],
                   color=["tab:blue" if r[1].startswith("cnnscope") else "tab:gray" for r in rows])
         left.set(xscale="log", xlabel="seconds")

@@ -53,7 +53,7 @@ def open_result(path: str | Path) -> xr.Dataset:
 
 
 def layers(ds: xr.Dataset) -> list[str]:
-    """The embedded layers: those with a PCA or a t-SNE map, the map of an audit, or places in a stored one, in the order of the file."""
+    """The embedded layers, in the order of the file: those with a PCA or a t-SNE map, the map of an audit, or places."""
     found = []
     for name in ds.data_vars:
         layer, _, method = str(name).rpartition("_")
