@@ -516,7 +516,7 @@ typedef struct {
     int64_t *p_log_p;        /* (1), TSNE_LOG_UNIT */
 } TsneAffinitySums;
 double k_tsne_kept_unit(int64_t points);
-#define TSNE_DROPPED_UNIT 0x1p-84 /* for `least` <= 2^-24 / N: a row's sum stays below 2^-22 */
+#define TSNE_DROPPED_UNIT 0x1p-79 /* for `least` <= 2^-19 / N: a row's sum stays below 2^-18 */
 #define TSNE_LOG_UNIT 0x1p-53     /* |p ln p| and |p ln w| stay below 2^9 in all */
 
 /* packed (ceil(rows / 16), D, 16) <- x (rows, D), times scale (a power of two). */

@@ -18,8 +18,10 @@
 /* The bounds of a search (kernels/shared_tsne.h), as float32 has them. */
 static const double BETA_LOWEST = 1.00001e-20, BETA_HIGHEST = 0.99999e30;
 
-/* A pair is kept where c(j|i) or c(i|j) is at least this over N: what a row drops is below 2^-23 of its weight. */
-static const double AFFINITY_LEAST = 0x1p-24;
+/* What a row may drop of its weight. A pair is kept where c(j|i) or c(i|j) is at least some least value over N. With the
+ * small one no row of any data drops more than that. The other is tried first, and every row is looked at: rows drop their
+ * tails, not N of the least value, so that it will nearly always do, and P is a sixth smaller. */
+static const double DROPPED_MOST = 0x1p-23, LEAST_SURE = 0x1p-24, LEAST_TRIED = 0x1p-19;
 
 static float find_scale(const TsneRun *run, const float *all);
 static void search_rows(TsneRun *run);
@@ -27,9 +29,10 @@ static void find_sigma(TsneRun *run, int kernels);
 static TsneRows rows_of(const TsneRun *run, int perplexity);
 static void count_pairs(const TsneRun *run, int perplexity, void *scratch);
 static int64_t deal_tiles(const TsneRun *run, int perplexity, int64_t *tile, TsneTileSize *total, TsneTileSize *most);
+static void make_affinities(TsneRun *run, int perplexity);
 static void allocate_affinities(TsneRun *run, const TsneTileSize *sizes, const int64_t *tile, int64_t tiles);
 static void fill_affinities(TsneRun *run, int perplexity);
-static float least_affinity(const TsneRun *run);
+static float least_affinity(const TsneRun *run, int perplexity);
 static TsneShape piece_of(const TsneRun *run, int64_t from);
 static int64_t tiles_in_piece(const TsneRun *run);
 static void show_affinities(const TsneRun *run, int pass, double share);
@@ -78,6 +81,7 @@ void tsne_find_rows(TsneRun *run, const bool *wanted) {
             continue;
         TsneTileSize total, most;
         run->sizes[p] = ARENA_ARRAY(run->arena, TsneTileSize, all_tiles, "tiles of P");
+        run->least[p] = LEAST_TRIED;
         count_pairs(run, p, scratch);
         deal_tiles(run, p, NULL, &total, &most);
         tsne_refuse_too_large(run, &total, &most);
@@ -87,31 +91,29 @@ void tsne_find_rows(TsneRun *run, const bool *wanted) {
 }
 
 void tsne_find_affinities(TsneRun *run, int perplexity, bool last) {
-    TsneTileSize most;
-    Arena *arena = arena_new();
-    int64_t *tile = ARENA_ARRAY(arena, int64_t, k_tsne_tiles(run->points), "tiles of P");
-    run->p_facts = (TsneResult){0};
     if (!run->stage_begun) { /* not the first P */
         char stage[160];
         snprintf(stage, sizeof stage, "affinities%s", run->map->key + strlen("tsne"));
         progress_begin(stage, "rows", run->points);
     }
     run->stage_begun = false;
-    const int64_t tiles = deal_tiles(run, perplexity, tile, &run->p_facts.affinities, &most);
-    allocate_affinities(run, run->sizes[perplexity], tile, tiles);
-    arena_free(arena);
-    run->p_facts.affinity_nonzeros = 2 * run->p_facts.affinities.values;
-    fill_affinities(run, perplexity);
+    make_affinities(run, perplexity);
+    if (run->p_facts.affinity_dropped_mass > DROPPED_MOST) {
+        tsne_free_affinities(run);
+        run->least[perplexity] = LEAST_SURE;
+        void *scratch = dev_alloc(k_tsne_affinity_scratch(run->points, run->shape.width));
+        count_pairs(run, perplexity, scratch);
+        dev_free(scratch);
+        make_affinities(run, perplexity);
+    }
     if (last) {
         dev_free(run->packed);
         dev_free(run->rows);
         run->packed = run->rows = NULL;
     }
     char note[160];
-    const double bytes = (double)most.cells * sizeof(TsneCell) + (double)most.values * sizeof(float);
     snprintf(note, sizeof note, "%.0f neighbours a point, %.1f MiB a rank",
-             (double)run->p_facts.affinity_nonzeros / (double)run->points, bytes / 0x1p20);
-    run->p_facts.bytes = tsne_bytes(run, most);
+             (double)run->p_facts.affinity_nonzeros / (double)run->points, run->p_bytes / 0x1p20);
     progress_end(note);
 }
 
@@ -203,7 +205,8 @@ static void count_pairs(const TsneRun *run, int perplexity, void *scratch) {
     TsneTileSize *on_device = dev_alloc((size_t)piece * sizeof *on_device);
     for (int64_t from = run->shape.part; from < all_tiles; from += piece * ranks) {
         int64_t left = (all_tiles - from + ranks - 1) / ranks, count = left < piece ? left : piece;
-        k_tsne_count(on_device, run->packed, &rows, &run->shape, from, ranks, count, least_affinity(run), scratch);
+        k_tsne_count(on_device, run->packed, &rows, &run->shape, from, ranks, count, least_affinity(run, perplexity),
+                     scratch);
         dev_download(mine, on_device, (size_t)count * sizeof *mine);
         for (int64_t t = 0; t < count; t++)
             sizes[from + t * ranks] = mine[t];
@@ -248,6 +251,22 @@ static int64_t deal_tiles(const TsneRun *run, int perplexity, int64_t *tile, Tsn
     return tiles;
 }
 
+/* The rank's P, from the sizes that were counted, and what is known of the whole. Dies when it does not fit in memory. */
+static void make_affinities(TsneRun *run, int perplexity) {
+    TsneTileSize most;
+    Arena *arena = arena_new();
+    int64_t *tile = ARENA_ARRAY(arena, int64_t, k_tsne_tiles(run->points), "tiles of P");
+    run->p_facts = (TsneResult){0};
+    const int64_t tiles = deal_tiles(run, perplexity, tile, &run->p_facts.affinities, &most);
+    tsne_refuse_too_large(run, &run->p_facts.affinities, &most);
+    allocate_affinities(run, run->sizes[perplexity], tile, tiles);
+    arena_free(arena);
+    run->p_facts.affinity_nonzeros = 2 * run->p_facts.affinities.values;
+    run->p_facts.bytes = tsne_bytes(run, most);
+    run->p_bytes = (double)most.cells * sizeof(TsneCell) + (double)most.values * sizeof(float);
+    fill_affinities(run, perplexity);
+}
+
 /* tile (tiles): this rank's pairs of tiles. */
 static void allocate_affinities(TsneRun *run, const TsneTileSize *sizes, const int64_t *tile, int64_t tiles) {
     Arena *arena = arena_new();
@@ -286,7 +305,7 @@ static void fill_affinities(TsneRun *run, int perplexity) {
     const int64_t tiles = run->affinities.tiles, piece = tiles_in_piece(run);
     for (int64_t from = 0; from < tiles; from += piece) {
         k_tsne_fill(&run->affinities, on_device, from, tiles - from < piece ? tiles : from + piece, run->packed, &rows,
-                    &run->shape, least_affinity(run), scratch);
+                    &run->shape, least_affinity(run, perplexity), scratch);
         show_affinities(run, 2, (double)from / (double)tiles);
     }
     dev_download(host, sums, count * sizeof *sums);
@@ -308,8 +327,8 @@ static void fill_affinities(TsneRun *run, int perplexity) {
     arena_free(arena);
 }
 
-static float least_affinity(const TsneRun *run) {
-    return (float)(AFFINITY_LEAST / (double)run->points);
+static float least_affinity(const TsneRun *run, int perplexity) {
+    return (float)(run->least[perplexity] / (double)run->points);
 }
 
 /* About a second of work, so that progress is seen; a multiple of what the kernels take at a time. */

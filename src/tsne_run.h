@@ -31,6 +31,7 @@ typedef struct {
     float *rows;    /* device: numbers of each row, of all perplexities (all_blocks, .., TSNE_ROW_NUMBERS, 16) */
     float *sigma[PERPLEXITIES_MAX];        /* host (points), sample order: of each perplexity's first kernel */
     TsneTileSize *sizes[PERPLEXITIES_MAX]; /* host (tiles): of each P that is wanted, else NULL */
+    double least[PERPLEXITIES_MAX];        /* times N: the least conditional probability that is kept in it */
     double free_bytes;                     /* when it began, on the rank that had least */
 
     bool stage_begun;                      /* that of the first P */
@@ -39,6 +40,7 @@ typedef struct {
     TsneAffinities affinities;
     double *p_row;         /* host (points), in their order: sums of the rows of P, as kept */
     double p_sum, p_log_p; /* of the whole P, as kept */
+    double p_bytes;        /* of the largest share of a rank */
     TsneResult p_facts;    /* its affinity_ numbers, affinities and bytes */
 
     /* Of the map at hand. */
@@ -81,8 +83,9 @@ void tsne_gather_points(TsneRun *run);
  * sigma; and the sizes of those P that are wanted. Dies when one of them does not fit in memory. */
 void tsne_find_rows(TsneRun *run, const bool *wanted);
 
-/* Collective. Ends the stage. The rank's part of one P and what belongs to it. last: no other P will be made, packed and
- * rows are freed. */
+/* Collective. Ends the stage. The rank's part of one P and what belongs to it: no row drops more than 2^-23 of its weight.
+ * Dies where that takes a larger P than the one that was counted, and it does not fit in memory. last: no other P will be
+ * made, packed and rows are freed. */
 void tsne_find_affinities(TsneRun *run, int perplexity, bool last);
 void tsne_free_affinities(TsneRun *run);
 

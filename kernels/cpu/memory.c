@@ -75,11 +75,20 @@ void dev_limit_isa(int isa) {
     isa_limit = level;
 }
 
+bool cpu_divides(void) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx2");
+#else
+    return false;
+#endif
+}
+
 const char *dev_core(void) {
     static char core[128];
     const dnnl_version_t *version = dnnl_version();
-    snprintf(core, sizeof core, "OpenBLAS %s, oneDNN %d.%d.%d", openblas_get_corename(), version->major, version->minor,
-             version->patch);
+    snprintf(core, sizeof core, "OpenBLAS %s, oneDNN %d.%d.%d%s", openblas_get_corename(), version->major, version->minor,
+             version->patch, cpu_divides() ? ", dividing" : "");
     return core;
 }
 

@@ -14,19 +14,22 @@
 #include <omp.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "cpu.h"
 #include "tsne_inner.h"
 
 /* Which pairs of a cell count, as TsneMapLoops wants it: all; none; in a block with itself each pair once, where P has it;
  * those with the points of the last block of columns, which may have fewer than 16; both. */
 enum { MASK_ALL, MASK_NONE, MASK_ONCE, MASK_LAST, MASK_ONCE_LAST, MASKS };
 
+/* Columns of a group: those with pairs that do not count; those whose w the attraction wants; the others. */
+enum { MASKED, KEPT, PLAIN, COLUMNS, COLUMNS_LEAST = 4 };
+
 /* What a thread needs for a pair of tiles. Forces: repulsion, attraction. */
 typedef struct {
-    float w[TSNE_TILE_BLOCKS * TSNE_GROUP * TSNE_CELL];
+    float w[TSNE_TILE_BLOCKS * TSNE_COLUMN_CELLS];
     float columns[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW], column_push[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW];
     float last_rows[3 * TSNE_GROUP * TSNE_BLOCK]; /* of a group that has fewer blocks */
-    float column_pull[3 * TSNE_TILE], row_push[3 * TSNE_TILE], row_pull[3 * TSNE_TILE], row_w[TSNE_TILE];
+    float column_pull[3 * TSNE_TILE], row_push[3 * TSNE_TILE], row_pull[3 * TSNE_TILE], group_w[TSNE_TILE / TSNE_GROUP];
     double seconds, pull_seconds;
 } Work;
 
@@ -53,10 +56,9 @@ static void fill_mask(float *mask, bool once, int columns);
 static Pair pair_of(const TsneAffinities *affinities, int64_t place, const TsneShape *shape);
 static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool cross, const float *y,
                           const TsneShape *shape);
-static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *pair, bool keep, const float *rows,
+static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *pair, const bool *kept, const float *rows,
                         const TsneShape *shape);
 static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *pair, const TsneShape *shape);
-static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction);
 static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value);
 static void fill_windows(float *windows, const float *from, int vectors);
 static int points_in_tile(const TsneShape *shape, int64_t tile);
@@ -80,8 +82,8 @@ double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross
         Pair pair = pair_of(affinities, t, shape);
         total_cross += (int64_t)(find_forces(work, scratch.mask, &pair, cross, y, shape) / TSNE_LOG_UNIT);
         double w = 0;
-        for (int i = 0; i < pair.blocks[0] * TSNE_BLOCK; i++)
-            w += (double)work->row_w[i];
+        for (int i = 0; i < TSNE_TILE / TSNE_GROUP; i++)
+            w += (double)work->group_w[i];
         total_w += (int64_t)(w_scale * w);
         add_forces(sums, work, scratch.lock, &pair, shape);
         work->seconds += omp_get_wtime() - since;
@@ -210,7 +212,7 @@ static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool
     fill_windows(work->columns, y + pair->tile[1] * TSNE_TILE_BLOCKS * floats, pair->blocks[1] * A);
     memset(work->column_push, 0, (size_t)(pair->blocks[1] * A * TSNE_WINDOW) * sizeof(float));
     memset(work->row_push, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
-    memset(work->row_w, 0, TSNE_TILE * sizeof(float));
+    memset(work->group_w, 0, sizeof work->group_w);
     if (pair->cells > 0) {
         memset(work->column_pull, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
         memset(work->row_pull, 0, (size_t)(A * TSNE_TILE) * sizeof(float));
@@ -218,20 +220,21 @@ static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool
     double logs = 0;
     const TsneCell *cell = pair->cell, *end = pair->cell + pair->cells;
     for (int group = 0; group * TSNE_GROUP < pair->blocks[0]; group++) {
+        bool kept[TSNE_TILE_BLOCKS] = {false}; /* columns of which P has anything: their w are left for the attraction */
         int64_t cells = 0;
-        while (cell + cells < end && cell[cells].row / TSNE_GROUP == group)
-            cells++;
+        for (; cell + cells < end && cell[cells].row / TSNE_GROUP == group; cells++)
+            kept[cell[cells].column] = true;
         const float *own = rows + group * TSNE_GROUP * floats;
         const int left = pair->blocks[0] - group * TSNE_GROUP;
         if (left < TSNE_GROUP) {
             memset(work->last_rows, 0, sizeof work->last_rows);
             own = memcpy(work->last_rows, own, (size_t)(left * floats) * sizeof(float));
         }
-        repel_group(work, mask, group, pair, cells > 0, own, shape);
+        repel_group(work, mask, group, pair, kept, own, shape);
         if (cells == 0)
             continue;
         const double since = omp_get_wtime();
-        logs += tsne_inner()->map[A - 2].attract(work->row_pull + group * TSNE_GROUP * floats, work->column_pull, cell,
+        logs += tsne_inner()->map[A - 2].attract[cpu_divides()](work->row_pull + group * TSNE_GROUP * floats, work->column_pull, cell,
                                                  cells, &pair->value, work->w, own, work->columns, cross, &pair->ahead);
         work->pull_seconds += omp_get_wtime() - since;
         cell += cells;
@@ -240,31 +243,37 @@ static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool
 }
 
 /* A group of rows against all columns that come after them. */
-static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *pair, bool keep, const float *rows,
+static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *pair, const bool *kept, const float *rows,
                         const TsneShape *shape) {
     const int floats = shape->axes * TSNE_BLOCK, row = group * TSNE_GROUP, last = pair->blocks[1] - 1;
     const int whole =
         shape->points % TSNE_BLOCK && pair->tile[1] == tsne_tile_count(shape->points) - 1 ? last : last + 1;
     const int beside = pair->within ? row : 0,
               after = pair->within ? row + TSNE_GROUP : 0; /* of the group's own columns */
-    float *push = work->row_push + row * floats, *w = work->row_w + row * TSNE_BLOCK, *kept = keep ? work->w : NULL;
-    const TsneMapLoops *loops = &tsne_inner()->map[shape->axes - 2];
+    float *push = work->row_push + row * floats, *w = work->group_w + group * TSNE_BLOCK;
+    const TsneRepel repel = tsne_inner()->map[shape->axes - 2].repel[cpu_divides()];
+    const float *own[TSNE_TILE_BLOCKS][TSNE_GROUP];
+    uint8_t columns[COLUMNS][TSNE_TILE_BLOCKS];
+    int count[COLUMNS] = {0};
     for (int c = beside; c <= last; c++) {
-        if (c == after && c < whole)
-            c = whole;
-        if (c > last)
-            break;
-        const float *own[TSNE_GROUP];
-        for (int b = 0; b < TSNE_GROUP; b++) {
+        const int kind = c < after || c >= whole ? MASKED : kept[c] ? KEPT : PLAIN;
+        for (int b = 0; kind == MASKED && b < TSNE_GROUP; b++) {
             const bool once = pair->within && row + b == c;
-            own[b] = pair->within && row + b > c ? mask[MASK_NONE]
-                     : c >= whole                ? mask[once ? MASK_ONCE_LAST : MASK_LAST]
-                                                 : mask[once ? MASK_ONCE : MASK_ALL];
+            own[count[MASKED]][b] = pair->within && row + b > c ? mask[MASK_NONE]
+                                    : c >= whole                ? mask[once ? MASK_ONCE_LAST : MASK_LAST]
+                                                                : mask[once ? MASK_ONCE : MASK_ALL];
         }
-        loops->repel(push, w, work->column_push, kept, rows, work->columns, c, c + 1, own, &pair->ahead);
+        columns[kind][count[kind]++] = (uint8_t)c;
     }
-    if (after < whole)
-        loops->repel(push, w, work->column_push, kept, rows, work->columns, after, whole, NULL, &pair->ahead);
+    if (count[PLAIN] < COLUMNS_LEAST) { /* too few to be worth their own steps */
+        memcpy(columns[KEPT] + count[KEPT], columns[PLAIN], (size_t)count[PLAIN]);
+        count[KEPT] += count[PLAIN];
+        count[PLAIN] = 0;
+    }
+    for (int k = 0; k < COLUMNS; k++)
+        if (count[k] > 0)
+            repel(push, w, work->column_push, k == PLAIN ? NULL : work->w, rows, work->columns, columns[k], count[k],
+                  k == MASKED ? own[0] : NULL, &pair->ahead);
 }
 
 static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *pair, const TsneShape *shape) {
@@ -276,21 +285,21 @@ static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *
                 work->column_push[v * TSNE_WINDOW + l] + work->column_push[v * TSNE_WINDOW + TSNE_BLOCK + l];
     const float *push[2] = {work->row_push, work->column_push}, *pull[2] = {work->row_pull, work->column_pull};
     for (int side = 0; side < 2; side++) {
+        const int64_t first = pair->tile[side] * TSNE_TILE_BLOCKS;
+        int64_t part = first / shape->count, place = first % shape->count;
         omp_set_lock(&lock[pair->tile[side]]);
         for (int b = 0; b < pair->blocks[side]; b++) {
-            const int64_t block = pair->tile[side] * TSNE_TILE_BLOCKS + b;
-            tsne_inner()->add_fixed(block_sums(sums, shape, block, false), push[side] + b * floats, floats, push_scale);
+            int64_t *block = sums + part * k_tsne_sums(shape) + 2 * place * floats; /* repulsion, then attraction */
+            tsne_inner()->add_fixed(block, push[side] + b * floats, floats, push_scale);
             if (pair->cells > 0)
-                tsne_inner()->add_fixed(block_sums(sums, shape, block, true), pull[side] + b * floats, floats,
-                                        pull_scale);
+                tsne_inner()->add_fixed(block + floats, pull[side] + b * floats, floats, pull_scale);
+            if (++place == shape->count) {
+                place = 0;
+                part++;
+            }
         }
         omp_unset_lock(&lock[pair->tile[side]]);
     }
-}
-
-static int64_t *block_sums(int64_t *sums, const TsneShape *shape, int64_t block, bool attraction) {
-    const int64_t floats = shape->axes * TSNE_BLOCK;
-    return sums + block / shape->count * k_tsne_sums(shape) + (block % shape->count * 2 + attraction) * floats;
 }
 
 static void add_to_all(int64_t *sums, const TsneShape *shape, int total, int64_t value) {

@@ -4,6 +4,7 @@
 #include "tsne_inner.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -15,6 +15,9 @@
 /* Four blocks of rows are a group, whose cells in a column's block stand together; a cell has 256 pairs. */
 enum { TSNE_WINDOW = 2 * TSNE_BLOCK, TSNE_GROUP = 4, TSNE_CELL = TSNE_BLOCK * TSNE_BLOCK };
 
+/* Of a group's cells in a column, and a line more: else the same diagonals of all columns would share a set of the cache. */
+enum { TSNE_COLUMN_CELLS = TSNE_GROUP * TSNE_CELL + TSNE_BLOCK };
+
 /* Of a cell, for its rows and for its columns: sums of c(j|i) + c(i|j). p_log_p: of p ln p over the kept pairs. */
 typedef struct {
     double kept[2][TSNE_BLOCK], dropped[2][TSNE_BLOCK], p_log_p;
@@ -26,16 +29,19 @@ typedef struct {
     const float *next, *end;
 } TsneAhead;
 
+typedef void (*TsneRepel)(float *fi, float *zi, float *fj, float *w, const float *yi, const float *yj,
+                          const uint8_t *columns, int count, const float *const *mask, TsneAhead *ahead);
+
 typedef struct {
-    /* A group of rows against the blocks [from, to) of a tile's columns. fi (TSNE_GROUP, A, 16), zi (TSNE_GROUP, 16) += sums
-     * of w^2 (yi - yj) and of w; fj (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) += the same forces from the columns' side, of a
-     * column in two places. w, if not NULL (TSNE_TILE_BLOCKS, TSNE_GROUP, 16 diagonals, 16). yi like fi, yj like fj. mask, if
-     * not NULL: for each block of rows 1 or 0 (16 diagonals, 16), which w is multiplied by. */
-    void (*repel)(float *fi, float *zi, float *fj, float *w, const float *yi, const float *yj, int from, int to,
-                  const float *const *mask, TsneAhead *ahead);
+    /* A group of rows against some blocks of a tile's columns, numbered in columns (count). fi (TSNE_GROUP, A, 16), zi (16) += sums of
+     * w^2 (yi - yj) and of w; fj (TSNE_TILE_BLOCKS, A, TSNE_WINDOW) += the same forces from the columns' side, of a
+     * column in two places. w, if not NULL (TSNE_TILE_BLOCKS, TSNE_COLUMN_CELLS): of their (TSNE_GROUP, 16 diagonals, 16). yi like fi, yj like fj. mask, if
+     * not NULL: for each block of rows 1 or 0 (16 diagonals, 16), which w is multiplied by. The second is for processors
+     * of cpu_divides. */
+    TsneRepel repel[2];
     /* fi (TSNE_GROUP, A, 16), fj (TSNE_TILE_BLOCKS, A, 16) += p w (yi - yj) and its opposite, over cells of the group; value
      * moves on behind their p. w, yi, yj as above. Returns, if asked for, - sum of p ln w, else 0. */
-    double (*attract)(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
+    double (*attract[2])(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
                       const float *yi, const float *yj, bool cross, TsneAhead *ahead);
     /* sums (2, 16): of p ln(p / w) over one cell, of its rows and of its columns; yi (A, 16), yj (A, TSNE_WINDOW): of its
      * blocks. */
