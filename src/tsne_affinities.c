@@ -200,6 +200,7 @@ static void count_pairs(const TsneRun *run, int perplexity, void *scratch) {
     const int64_t all_tiles = k_tsne_tiles(run->points), ranks = run->shape.parts, piece = tiles_in_piece(run);
     const TsneRows rows = rows_of(run, perplexity);
     TsneTileSize *sizes = run->sizes[perplexity];
+    memset(sizes, 0, (size_t)all_tiles * sizeof *sizes);
     Arena *arena = arena_new();
     TsneTileSize *mine = ARENA_ARRAY(arena, TsneTileSize, piece, "tiles of P");
     TsneTileSize *on_device = dev_alloc((size_t)piece * sizeof *on_device);

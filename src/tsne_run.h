@@ -34,7 +34,7 @@ typedef struct {
     double least[PERPLEXITIES_MAX];        /* times N: the least conditional probability that is kept in it */
     double free_bytes;                     /* when it began, on the rank that had least */
 
-    bool stage_begun;                      /* that of the first P */
+    bool stage_begun; /* that of the first P */
 
     /* Of the P at hand. */
     TsneAffinities affinities;

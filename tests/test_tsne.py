@@ -94,6 +94,26 @@ def test_dropped_affinities(tmp_path: Path) -> None:
     assert p[got.p == 0].max() < 2 * 2.0**-24 / 400 / 800
 
 
+@pytest.mark.parametrize("kind", ["most data", "flat tails"])
+def test_what_rows_drop_is_measured(tmp_path: Path, kind: str) -> None:
+    """t-SNE leaves out more than what no data could need, where no row drops 2^-23 of itself then; else it goes back."""
+    n = 1500
+    x = blobs(n, 10) if kind == "most data" else np.random.default_rng(0).normal(size=(n, 200)).astype(np.float32)
+    sure = affinities(tmp_path, x, 5)  # of pairs that weigh 2^-24 / n
+    got = tsne(tmp_path, x, random_start(n, 2), 5, 10, exaggerated=5, ranks=2)
+    d, beta = distances(x), sure.beta.astype(np.float64)[:, None]
+    np.fill_diagonal(d, np.inf)
+    c = np.exp(-beta * (d - d.min(1, keepdims=True)))
+    c /= c.sum(1, keepdims=True)
+    few = np.where(np.maximum(c, c.T) < 2.0**-19 / n, c + c.T, 0).sum(1) / (c + c.T).sum(1)
+    assert (few.max() > 2.0**-23) == (kind == "flat tails")
+    assert 0 < got.dropped <= 2.0**-23
+    if kind == "flat tails":
+        assert got.nonzeros == sure.entries
+    else:
+        assert got.dropped == pytest.approx(few.max(), rel=1e-3) and got.nonzeros < 0.97 * sure.entries
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("scale", [1e-4, 1, 30])
 @pytest.mark.parametrize("n", [300, 700, 1041])

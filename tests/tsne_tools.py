@@ -51,6 +51,7 @@ class Map(NamedTuple):
     iterations: int
     history: dict[int, float]
     dropped: float
+    nonzeros: int
 
 
 def tsne(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float | str = 30, iterations: int = 1000,
@@ -58,9 +59,10 @@ def tsne(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float | str
     (n, d), axes = x.shape, start.shape[1]
     lines = drive("tsne", save(folder / "x", x), n, d, perplexity, save(folder / "start", start), axes, iterations,
                   folder / "map", exaggerated, rate, ranks=ranks, threads=threads)
-    kl, done, _, dropped, _ = lines[0]
+    kl, done, _, dropped, nonzeros = lines[0]
     history = {int(i): float(value) for i, value in lines[1:]}
-    return Map(np.fromfile(folder / "map", np.float32).reshape(n, axes), float(kl), int(done), history, float(dropped))
+    return Map(np.fromfile(folder / "map", np.float32).reshape(n, axes), float(kl), int(done), history, float(dropped),
+               int(nonzeros))
 
 
 def first_maps(folder: Path, x: np.ndarray, start: np.ndarray, perplexity: float, iterations: int, exaggerated: int,

@@ -87,8 +87,8 @@ bool cpu_divides(void) {
 const char *dev_core(void) {
     static char core[128];
     const dnnl_version_t *version = dnnl_version();
-    snprintf(core, sizeof core, "OpenBLAS %s, oneDNN %d.%d.%d%s", openblas_get_corename(), version->major, version->minor,
-             version->patch, cpu_divides() ? ", dividing" : "");
+    snprintf(core, sizeof core, "OpenBLAS %s, oneDNN %d.%d.%d%s", openblas_get_corename(), version->major,
+             version->minor, version->patch, cpu_divides() ? ", dividing" : "");
     return core;
 }
 
@@ -99,12 +99,13 @@ void *dev_alloc(size_t bytes) {
         size_t available = dev_available();
         if (bytes > available)
             kernel_fail("memory: %.4g GiB needed, %.4g GiB available on this node: use more nodes, or ask for less",
-                     (double)bytes / 0x1p30, (double)available / 0x1p30);
+                        (double)bytes / 0x1p30, (double)available / 0x1p30);
     }
     size_t alignment = bytes >= PAGED_FROM_BYTES ? HUGE_PAGE_BYTES : ALIGN_BYTES;
     void *memory = NULL;
     if (posix_memalign(&memory, alignment, bytes ? bytes : 1) != 0)
-        kernel_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less", bytes);
+        kernel_fail("memory: %zu bytes needed, and the system has not got them: use more nodes, or ask for less",
+                    bytes);
     if (bytes >= PAGED_FROM_BYTES)
         madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without huge pages all is the same, only slower */
     return memory;

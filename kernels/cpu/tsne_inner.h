@@ -42,7 +42,7 @@ typedef struct {
     /* fi (TSNE_GROUP, A, 16), fj (TSNE_TILE_BLOCKS, A, 16) += p w (yi - yj) and its opposite, over cells of the group; value
      * moves on behind their p. w, yi, yj as above. Returns, if asked for, - sum of p ln w, else 0. */
     double (*attract[2])(float *fi, float *fj, const TsneCell *cell, int64_t cells, const float **value, const float *w,
-                      const float *yi, const float *yj, bool cross, TsneAhead *ahead);
+                         const float *yi, const float *yj, bool cross, TsneAhead *ahead);
     /* sums (2, 16): of p ln(p / w) over one cell, of its rows and of its columns; yi (A, 16), yj (A, TSNE_WINDOW): of its
      * blocks. */
     void (*point_logs)(float *sums, const TsneCell *cell, const float *value, const float *yi, const float *yj);
