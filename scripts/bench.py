@@ -89,6 +89,7 @@ def ours(options: argparse.Namespace, arguments: list[str], ranks: int = 1, thre
                 run["kl"] = float(ds[name])
             if name.endswith("_tsne"):
                 np.save(options.folder / "ours.npy", ds[name].values)
+                run["p_bytes"] = 2 * float(ds[name].affinity_nonzeros)  # 4 a pair, which is kept once
     return run
 
 
@@ -278,7 +279,7 @@ class Table:
         print(f"measured here: {self.peak['gflops']:.0f} GFLOP/s of FMA, {self.peak['gbytes']:.1f} GB/s from memory")
 
     def row(self, title: str, contenders: dict, repeat: int | None = None) -> dict[str, float]:
-        """contenders: name -> (run, what to time, note of the median seconds). Median seconds of each."""
+        """contenders: name -> (run, what to time, note of the median seconds and a run). Median seconds of each."""
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for _ in range(repeat or self.options.repeat):
             for name, (run, _, _) in contenders.items():
@@ -294,7 +295,7 @@ class Table:
             text += f"  KL {kl:.4f}" if kl == kl else ""
             first = next(iter(medians.values()))
             text += f"  {middle / first:.2f} x" if len(medians) > 1 else ""
-            print(text + (f"  {note(middle)}" if note else ""), flush=True)
+            print(text + (f"  {note(middle, runs[name][-1])}" if note else ""), flush=True)
             if others > 0.05:
                 print(f"    WARNING: others used {others:.2f} cores meanwhile: repeat on an idle machine")
             self.rows.append([title, name, len(values), middle, min(values), max(values), memory, kl, others])
@@ -358,10 +359,11 @@ def maps(table: Table, title: str, x: np.ndarray, arguments: list[str], peers: l
     def judged(run: dict[str, float], file: str) -> dict[str, float]:
         return run | ({"kl": ruler.kl(np.load(options.folder / file))} if ruler else {})
 
-    def pairs(seconds: float) -> str:
-        rate = n * (n - 1.0) * ITERATIONS / seconds
+    def pairs(seconds: float, run: dict[str, float]) -> str:
+        rate, read = n * (n - 1.0) * ITERATIONS / seconds, run["p_bytes"] * ITERATIONS / seconds / 1e9
         bound = 2 * table.peak["gflops"] * 1e9 / 2 / table.peak["pair_operations"]
-        return f"{rate / 1e9:.2f} Gpair/s, {rate / bound:.0%} of the repulsion's bound"
+        return (f"{rate / 1e9:.2f} Gpair/s, {rate / bound:.0%} of the repulsion's bound; P read at {read:.1f} GB/s, "
+                f"{read / table.peak['gbytes']:.0%} of memory's")
 
     stages = ("pca_input", "affinities_input", "tsne_input")
     command = ["embed", "--input", str(data), *arguments]
@@ -378,7 +380,7 @@ def attribution(table: Table, common: list[str], raw: np.ndarray) -> None:
                          ("saliency", ["--evidence", "deletion", "--evidence-steps", str(DELETION_STEPS)])):
         arguments = [*common, "--attribution", method, *more]
         contenders = {"cnnscope, computing": (lambda: ours(options, arguments), ("forward_compute",),
-                                              lambda seconds: f"{len(raw) / seconds:.0f} images/s")}
+                                              lambda seconds, _: f"{len(raw) / seconds:.0f} images/s")}
         if options.torch:
             name = {"gradcam": "pytorch-grad-cam", "saliency": "captum and Quantus"}.get(method, "captum")
             contenders[name] = (
@@ -398,7 +400,7 @@ def measure(options: argparse.Namespace) -> None:
     n = len(raw)
     for row, method, passes in (("logits", "none", 1), ("saliency", "saliency", 2)):
         if row in options.only:
-            def rate(seconds: float, passes: int = passes) -> str:
+            def rate(seconds: float, _: dict[str, float], passes: int = passes) -> str:
                 speed = 2 * MULTIPLY_ADDS * n * passes / seconds / 1e9
                 return f"{n / seconds:.0f} images/s, {speed:.0f} GFLOP/s, {speed / table.peak['gflops']:.0%} of the bound"
 
