@@ -18,6 +18,7 @@ void bench_line(const char *pass, const char *layout, const char *name, double s
                 const Peak *peak);
 
 void bench_ops(const Peak *peak);  /* bench_ops.c: every operation of op_cases.h */
+void bench_maps(const Peak *peak); /* bench_maps.c: attribution, evidence, placing */
 void bench_rest(const Peak *peak); /* bench_rest.c: pixels, maps, PCA, t-SNE, neighbours */
 
 #endif

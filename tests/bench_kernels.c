@@ -1,7 +1,7 @@
 /* bench_kernels.c: the speed of every kernel beside what this machine could do.
  *
  *     build/bench_kernels          a table, on one thread: the cases of kernel_cases.h, those of op_cases.h (bench_ops.c),
- *                                  forward and backward; all others (bench_rest.c)
+ *                                  forward and backward; all others (bench_rest.c, bench_maps.c)
  *     build/bench_kernels --peak   only what all cores reach together, as JSON (for scripts/bench.py)
  *
  * The bounds are measured at the start: multiply-adds on registers, and reading memory far larger than the caches (one
@@ -145,5 +145,6 @@ int main(int count, char **arguments) {
             time_case(&cases[i], (Layout)layout, &peak);
     bench_ops(&peak);
     bench_rest(&peak);
+    bench_maps(&peak);
     return 0;
 }

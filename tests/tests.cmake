@@ -95,7 +95,7 @@ add_library(faults MODULE tests/faults.c)
 target_link_libraries(faults PRIVATE ${CMAKE_DL_LIBS})
 
 # Times every kernel, by the tables of test_kernels and test_ops, against what this machine could do; no test.
-add_executable(bench_kernels tests/bench_kernels.c tests/bench_ops.c tests/bench_rest.c)
+add_executable(bench_kernels tests/bench_kernels.c tests/bench_ops.c tests/bench_rest.c tests/bench_maps.c)
 target_compile_options(bench_kernels PRIVATE -O3 -march=native)
 target_link_libraries(bench_kernels PRIVATE core ref)
 
