@@ -139,7 +139,7 @@ void bench_maps(const Peak *peak) {
         {"integrated gradients, 8 x 64 x 56 x 56", integrated, 3 * all, 0},
         {"occlusion, a window of 16 x 16", occlusion_add, map + 8.0 * B * 256, 0},
         {"occlusion, mean of windows", occlusion_mean, 2 * map, 0},
-        {"Eigen-CAM, 8 x 64 x 56 x 56 of noise: 1000 rounds", eigen_cam, 1000 * all, 0},
+        {"Eigen-CAM, 8 x 64 x 56 x 56 of noise: 1000 rounds at most", eigen_cam, 1000 * all, 0},
         {"ranks, 8 x 56 x 56: read and written once", rank, 3 * map, 0},
         {"a third hidden by rank, 8 x 64 x 56 x 56", reveal, 2 * all + map, 0},
         {"probability of the target, 8 x 1000", probability, logits, 0},
