@@ -121,24 +121,26 @@ typedef struct {
     float *sigma;     /* (total): width of each sample's Gaussian, that of the first perplexity of the map, in the units
                        * of x: c(j|i) ~ exp(-d^2 / (2 sigma^2)). 0 where more samples than that are nearest ones, infinity
                        * where there are not so many */
-    double kl;      /* of the final map, against P */
-    int iterations; /* done */
-    int checks;     /* entries of the history */
+    double kl;        /* of the final map, against P */
+    int iterations;   /* done */
+    int checks;       /* entries of the history */
     int *check_iterations;
     double *kl_history;                         /* against P, of Y before the update of iterations 49, 99, ... */
     double learning_rate;                       /* used */
     double affinity_sum, affinity_dropped_mass; /* total of P as kept; largest share dropped from a row */
     int64_t affinity_nonzeros;
     TsneTileSize affinities; /* of P, over all ranks */
-    double bytes; /* of memory, at most at one time, on the rank that takes most: as predicted before P was made */
+    double
+        bytes; /* of memory, at most at one time, on the rank that takes most: as predicted before the last P was made */
 } TsneResult;
 
 /* Exact-gradient t-SNE (van der Maaten & Hinton 2008) of the rows of x, sharded over the ranks: all-pairs affinities and
  * all-pairs repulsion. results, maps: `count` of them, those of one perplexity together. The widths of all perplexities'
  * Gaussians are searched in one computation of distances; maps of one perplexity share its P, of which there is one at a
  * time. Where a map has several perplexities its P is the mean of theirs, row by row, made symmetric (openTSNE's
- * Multiscale). Dies at once when a P does not fit in memory, naming what would fit. The same bits for any number of ranks,
- * and with or without other maps. A checkpoint gets the state of the descent now and then, and each result; from a state
+ * Multiscale). Dies at once when a P does not fit in memory, naming what would fit; later, where its rows turn out to drop
+ * more than they may, and the larger P does not. The same bits for any number of ranks, and with or without other maps.
+ * A checkpoint gets the state of the descent now and then, and each result; from a state
  * the affinities are computed once more, from a result nothing is. */
 void tsne(TsneResult *results, Arena *arena, const Matrix *x, const TsneMap *maps, int count,
           const TsneOptions *options);

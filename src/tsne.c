@@ -20,6 +20,8 @@
 
 enum { PATIENCE_EXAGGERATED = 250, PATIENCE = 300 }; /* iterations: these three numbers are scikit-learn's */
 static const double GRADIENT_LEAST = 1e-7;
+static const float FARTHEST = 1e18f; /* a map this large is none: squares of its distances may be infinite */
+static const char FLEW_APART[] = "the map flew apart; use a smaller --learning-rate or --early-exaggeration";
 static const double POLL_SECONDS = 0.5; /* between looks at whether the state is to be saved */
 
 static void check_options(const TsneRun *run);
@@ -302,7 +304,7 @@ static double divergence(TsneRun *run) {
     double cross = 2 * (double)totals[TSNE_TOTAL_CROSS] * TSNE_LOG_UNIT;
     double kl = run->p_log_p + cross + log(w_sum) * run->p_sum;
     comm_broadcast(&kl, sizeof kl);
-    tsne_check_finite(run, kl, "the map flew apart; use a smaller --learning-rate or --early-exaggeration");
+    tsne_check_finite(run, kl, FLEW_APART);
     return kl;
 }
 
@@ -325,6 +327,10 @@ static void deliver_map(const TsneRun *run, TsneResult *result, Arena *arena) {
     Arena *scratch = arena_new();
     float *y = ARENA_ARRAY(scratch, float, run->all_blocks *block, "map");
     dev_download(y, run->y, (size_t)(run->all_blocks * block) * sizeof(float));
+    float most = 0;
+    for (int64_t i = 0; i < run->all_blocks * block; i++)
+        most = fabsf(y[i]) > most ? fabsf(y[i]) : most;
+    tsne_check_finite(run, most < FARTHEST ? most : INFINITY, FLEW_APART);
     result->map = ARENA_ARRAY(arena, float, run->points *A, "map");
     for (int64_t i = 0; i < run->points; i++)
         for (int a = 0; a < A; a++)

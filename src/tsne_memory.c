@@ -8,7 +8,6 @@
 #include "error.h"
 #include "tsne_run.h"
 
-static double p_bytes(TsneTileSize size);
 static void check_fits(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most);
 
 TsneShape tsne_shape(int64_t points, int width, int axes, int rank, int ranks) {
@@ -30,7 +29,7 @@ TsneBytes tsne_needs(const TsneShape *shape, const TsneOptions *options, TsneTil
     const double sizes = tiles * sizeof(TsneTileSize) * options->perplexity_count;
     const double input = points * row_bytes + rows * tsne_kernels(options) * TSNE_ROW_NUMBERS * sizeof(float);
     TsneBytes b = {.order = points * (2 * sizeof(int64_t) + options->perplexity_count * sizeof(float)) + sizes,
-                   .affinities = p_bytes(share)};
+                   .affinities = tsne_p_bytes(share)};
     b.gathering = 2 * points * row_bytes + own_rows * row_bytes; /* of all ranks: one copy as sent, one in order */
     b.making = input + (double)k_tsne_affinity_scratch(shape->points, shape->width) + tiles * 3 * sizeof(int64_t) +
                4 * points * sizeof(int64_t);
@@ -54,7 +53,7 @@ void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const 
 }
 
 static void check_fits(const TsneRun *run, const TsneTileSize *total, const TsneTileSize *most) {
-    const double needed = tsne_bytes(run, *most), p_share = p_bytes(*most), others = needed - p_share;
+    const double needed = tsne_bytes(run, *most), p_share = tsne_p_bytes(*most), others = needed - p_share;
     const double left = run->free_bytes - others, ratio = p_share / fmax(left, 1);
     if (left < 0)
         die("t-SNE of %s: %lld samples of %d numbers take %.4g GiB on each rank, which has %.4g GiB; use fewer ranks "
@@ -64,10 +63,10 @@ static void check_fits(const TsneRun *run, const TsneTileSize *total, const Tsne
     if (ratio > 1)
         die("t-SNE of %s: the affinities of %lld samples take %.4g GiB, %.4g GiB on a rank that has %.4g GiB left; use "
             "%.0f ranks with as much memory each, or --tsne-samples %lld, or a smaller --pre-pca",
-            run->name, (long long)run->points, p_bytes(*total) / 0x1p30, p_share / 0x1p30, left / 0x1p30,
+            run->name, (long long)run->points, tsne_p_bytes(*total) / 0x1p30, p_share / 0x1p30, left / 0x1p30,
             ceil(ratio * comm_size()), (long long)((double)run->points / sqrt(ratio)));
 }
 
-static double p_bytes(TsneTileSize size) {
+double tsne_p_bytes(TsneTileSize size) {
     return (double)size.cells * sizeof(TsneCell) + (double)size.values * sizeof(float);
 }

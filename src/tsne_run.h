@@ -40,7 +40,6 @@ typedef struct {
     TsneAffinities affinities;
     double *p_row;         /* host (points), in their order: sums of the rows of P, as kept */
     double p_sum, p_log_p; /* of the whole P, as kept */
-    double p_bytes;        /* of the largest share of a rank */
     TsneResult p_facts;    /* its affinity_ numbers, affinities and bytes */
 
     /* Of the map at hand. */
@@ -67,6 +66,8 @@ typedef struct {
 } TsneBytes;
 TsneBytes tsne_needs(const TsneShape *shape, const TsneOptions *options, TsneTileSize share);
 
+double tsne_p_bytes(TsneTileSize share);
+
 /* Bytes this rank's t-SNE takes at most at one time, with a share of P of that size: on the host and the device. */
 double tsne_bytes(const TsneRun *run, TsneTileSize share);
 
@@ -80,7 +81,7 @@ void tsne_refuse_too_large(const TsneRun *run, const TsneTileSize *total, const 
 void tsne_gather_points(TsneRun *run);
 
 /* Collective. Begins the stage of affinities. The rows of all perplexities, from one computation of distances; their
- * sigma; and the sizes of those P that are wanted. Dies when one of them does not fit in memory. */
+ * sigma; and the sizes of those P that are wanted, as they are tried first. Dies when one of them does not fit in memory. */
 void tsne_find_rows(TsneRun *run, const bool *wanted);
 
 /* Collective. Ends the stage. The rank's part of one P and what belongs to it: no row drops more than 2^-23 of its weight.

@@ -7,8 +7,10 @@ typedef struct {
     double flops, bytes;
 } Peak;
 
-/* Operations of the repulsion of a pair of points that only one kind of unit of this processor can do: its bound. */
+/* Operations of the repulsion of a pair of points, and more of its attraction, that only one kind of unit of this processor
+ * can do: their bounds. */
 int bench_pair_operations(void);
+int bench_pull_operations(void);
 
 /* Least seconds of a call of step(what), over at least 0.02 s of calls. */
 double bench_seconds(void (*step)(void *), void *what);

@@ -73,6 +73,11 @@ int bench_pair_operations(void) {
     return cpu_divides() ? 7 : 16;
 }
 
+/* 2 differences, 1 product, 4 for two forces; of those on Zen 6 additions. */
+int bench_pull_operations(void) {
+    return cpu_divides() ? 6 : 7;
+}
+
 double bench_seconds(void (*step)(void *), void *what) {
     double least = 1e9;
     step(what);

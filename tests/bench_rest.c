@@ -258,7 +258,7 @@ static void time_tsne(void) {
               .y = numbers(N * 2, 10),
               .update = numbers(N * 2, 0),
               .gains = numbers(N * 2, 0),
-              .least = 0x1p-24f / N,
+              .least = 0x1p-20f / N,
               .norm = dev_alloc(N / TSNE_BLOCK * sizeof(double)),
               .sizes = dev_alloc(TILES * sizeof(TsneTileSize)),
               .scratch = dev_alloc(k_tsne_affinity_scratch(N, D))};
@@ -274,7 +274,7 @@ static void time_tsne(void) {
     line("t-SNE, count of P: distances", count, &t, pairs * 2 * D, 0);
     const double kept = (double)make_room(&t);
     line("t-SNE, P filled: distances", fill, &t, pairs * 2 * D, 4 * kept);
-    const int force = bench_pair_operations(), pull = force < 16 ? 6 : 7; /* more, of a kept pair */
+    const int force = bench_pair_operations(), pull = bench_pull_operations();
     line("t-SNE, repulsion, by what bounds a pair", repulsion, &t, pairs * force, 0);
     line("t-SNE, both forces, P read", forces, &t, pairs * force + kept * pull, 4 * kept);
     repulsion(&t);

@@ -18,9 +18,9 @@
 int cpu_threads(void); /* given to dev_start */
 
 /* Whether this processor divides vectors beside its other arithmetic, and adds beside its multiply-adds: AMD's Zen. Where
- * it does, t-SNE's repulsion divides, rounding otherwise than where it does not; dev_core names it, and so ranks of both
- * kinds are refused. Not a question of the level of instructions: forced to another level, a processor gives the same
- * bits. */
+ * it does, t-SNE's forces in 2-D are divided, multiplied and added one after the other, rounding otherwise than where it
+ * does not; dev_core names it, and so ranks of both kinds are refused. Not a question of the level of instructions: forced
+ * to another level, a processor gives the same bits. */
 bool cpu_divides(void);
 
 /* A blocked value is (groups of CPU_GROUP samples, ceil(C / width), H, W, width); a plain one is the same with width 1.

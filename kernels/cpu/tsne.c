@@ -6,7 +6,7 @@
  *
  * Repulsion takes every pair of tiles, a group of four blocks of rows at a time against all columns, and leaves the w of
  * those columns of which P has anything in the second cache. Attraction follows on the group's cells of P, in the order of
- * t-SNE 29 % of all for the demo's logits, 39 % full. Price: the arithmetic of their diagonals, one for 16 pairs whether they
+ * t-SNE 30 % of all for the demo's logits, 39 % full. Price: the arithmetic of their diagonals, one for 16 pairs whether they
  * are kept or not; and the reading of P, 23 MiB there, 176 MiB for pixels, where it is nearly dense. So values are asked
  * for ahead, half of them while the repulsion computes, which needs no memory: a tenth of an iteration on pixels.
  * The demo, 10,000 points, on 2 cores of Zen 4 at 3.6 GHz: 4.2 and 1.25 ms an iteration, 6.2 ms of repulsion without
@@ -27,7 +27,7 @@ enum { MASKED, KEPT, PLAIN, COLUMNS, COLUMNS_LEAST = 4 };
 
 /* What a thread needs for a pair of tiles. Forces: repulsion, attraction. */
 typedef struct {
-    float w[TSNE_TILE_BLOCKS * TSNE_COLUMN_CELLS];
+    _Alignas(64) float w[TSNE_TILE_BLOCKS * TSNE_COLUMN_CELLS];
     float columns[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW], column_push[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW];
     float last_rows[3 * TSNE_GROUP * TSNE_BLOCK]; /* of a group that has fewer blocks */
     float column_pull[3 * TSNE_TILE], row_push[3 * TSNE_TILE], row_pull[3 * TSNE_TILE], group_w[TSNE_TILE / TSNE_GROUP];
@@ -251,20 +251,20 @@ static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *p
     const int floats = shape->axes * TSNE_BLOCK, row = group * TSNE_GROUP, last = pair->blocks[1] - 1;
     const int whole =
         shape->points % TSNE_BLOCK && pair->tile[1] == tsne_tile_count(shape->points) - 1 ? last : last + 1;
-    const int beside = pair->within ? row : 0,
-              after = pair->within ? row + TSNE_GROUP : 0; /* of the group's own columns */
+    const int beside = pair->within ? row : 0; /* the first of the group's own columns, and the first after them */
+    const int after = pair->within ? row + TSNE_GROUP : 0;
     float *push = work->row_push + row * floats, *w = work->group_w + group * TSNE_BLOCK;
     const TsneRepel repel = tsne_inner()->map[shape->axes - 2].repel[cpu_divides()];
-    const float *own[TSNE_TILE_BLOCKS][TSNE_GROUP];
+    const float *own[TSNE_TILE_BLOCKS * TSNE_GROUP]; /* masks of the blocks of rows, of each column with any */
     uint8_t columns[COLUMNS][TSNE_TILE_BLOCKS];
     int count[COLUMNS] = {0};
     for (int c = beside; c <= last; c++) {
         const int kind = c < after || c >= whole ? MASKED : kept[c] ? KEPT : PLAIN;
         for (int b = 0; kind == MASKED && b < TSNE_GROUP; b++) {
             const bool once = pair->within && row + b == c;
-            own[count[MASKED]][b] = pair->within && row + b > c ? mask[MASK_NONE]
-                                    : c >= whole                ? mask[once ? MASK_ONCE_LAST : MASK_LAST]
-                                                                : mask[once ? MASK_ONCE : MASK_ALL];
+            own[count[MASKED] * TSNE_GROUP + b] = pair->within && row + b > c ? mask[MASK_NONE]
+                                                  : c >= whole                ? mask[once ? MASK_ONCE_LAST : MASK_LAST]
+                                                                              : mask[once ? MASK_ONCE : MASK_ALL];
         }
         columns[kind][count[kind]++] = (uint8_t)c;
     }
@@ -276,7 +276,7 @@ static void repel_group(Work *work, float (*mask)[TSNE_CELL], int group, Pair *p
     for (int k = 0; k < COLUMNS; k++)
         if (count[k] > 0)
             repel(push, w, work->column_push, k == PLAIN ? NULL : work->w, rows, work->columns, columns[k], count[k],
-                  k == MASKED ? own[0] : NULL, &pair->ahead);
+                  k == MASKED ? own : NULL, &pair->ahead);
 }
 
 static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *pair, const TsneShape *shape) {

@@ -6,7 +6,7 @@
  * block by column block, half a warp a cell (diagonal s pairs its lane l with column (l + s) modulo 16), a pair of points
  * once for both. The places of values are sums over the cells before: the same P on every run.
  *
- * Price: three times N^2 / 2 distances (the search's both ways: twice that) of D times 2.06 instructions of a lane, one in
+ * Price: three times N^2 / 2 distances (the search's both ways: twice that; twice more where rows drop too much) of D times 2.06 instructions of a lane, one in
  * 16 pairs a load; of 60,000 points of 50 dimensions 0.1 s on an H100, and as much for the search's passes, 4 bytes a
  * pair and pass. Estimates: it has run on the host executor only, never on a GPU. */
 #include "shared_tsne.h"
