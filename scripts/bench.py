@@ -6,9 +6,9 @@
 Rows: logits, saliency (peer: torch, with --torch), tsne (openTSNE and scikit-learn Barnes-Hut), pixels (--pre-pca 50;
 scikit-learn on pixels), attribution (of the first tenth of the images: integrated gradients of 50 steps, SmoothGrad of
 25 draws, Grad-CAM, saliency with its deletion curve of 28 steps; peers captum, pytorch-grad-cam and Quantus, with
---torch), job (process start to renamed file; no peer: the notebook is not shipped), layouts (1 x 1, 2 ranks x 1 thread,
-1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into FOLDER/env, only when a row needs them. Results:
-FOLDER/bench.csv and bench.png.
+--torch), job (process start to renamed file; with --torch, PyTorch and scikit-learn doing the same in a notebook's
+way), layouts (1 x 1, 2 ranks x 1 thread, 1 x 2), growth (2.5k to 20k, with --long 60k). Peers are installed into
+FOLDER/env, only when a row needs them. Results: FOLDER/bench.csv and bench.png.
 
 Everything is pinned to as many cores as it has threads. Peers' seconds are those of their calls, without reading; ours
 are those of the same work. Medians with least and largest. The KL beside each map is one ruler's, in float64 over all
@@ -107,6 +107,8 @@ def run_peer(kind: str, data: str, said: str) -> None:
     x = np.load(data)
     if kind.startswith("torch"):
         seconds = run_torch(kind, x)
+    elif kind == "notebook":
+        seconds = run_notebook(x, Path(said))
     elif kind.startswith("attribution"):
         seconds = run_attribution(kind.split()[1], x)
     else:
@@ -149,6 +151,26 @@ def run_torch(kind: str, images: np.ndarray) -> float:
 
     one(100)
     return min(one(batch) for batch in (50, 100, 250, 1000) for _ in range(4))
+
+
+def run_notebook(images: np.ndarray, said: Path) -> float:
+    """The job's work as a notebook does it, batches of 100; of scikit-learn, PCA and t-SNE as they come."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    start, net, logits, saliency = time.perf_counter(), torch_net(), [], []
+    for part in torch_input(images).split(100):
+        part.requires_grad_(True)
+        output = net(part)
+        output.max(1)[0].sum().backward()
+        size = part.grad.abs().amax(1)
+        low, high = size.amin((1, 2), keepdim=True), size.amax((1, 2), keepdim=True)
+        saliency.append(((size - low) / (high - low)).numpy())
+        logits.append(output.detach().numpy())
+    logits = np.concatenate(logits)
+    np.savez(said.with_name("notebook.npz"), logits=logits, saliency=np.concatenate(saliency),
+             pca=PCA(2).fit_transform(logits), tsne=TSNE(n_jobs=2, random_state=0).fit_transform(logits))
+    return time.perf_counter() - start
 
 
 def run_attribution(method: str, images: np.ndarray) -> float:
@@ -429,8 +451,10 @@ def measure(options: argparse.Namespace) -> None:
             maps(table, f"growth: {size} points{copies}", points(logits, size), [], peers, 1)
     labels = ["--labels", str(DATA / "t10k-labels-idx1-ubyte.gz")]
     if "job" in options.only:
-        table.row("demo job, process start to renamed file",
-                  {"cnnscope": (lambda: ours(options, common + labels), ("whole",), None)})
+        contenders = {"cnnscope": (lambda: ours(options, common + labels), ("whole",), None)}
+        if options.torch:
+            contenders["a notebook, without figures"] = (lambda: peer(options, "notebook", pixels), ("whole",), None)
+        table.row("demo job, process start to renamed file", contenders)
     if "layouts" in options.only:
         table.row("layouts of the demo job, seconds in stages", {
             f"cnnscope, {ranks} x {threads}": (
