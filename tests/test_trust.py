@@ -61,7 +61,7 @@ def knc(x: np.ndarray, y: np.ndarray, label: np.ndarray, k: int) -> float:
         d = cdist(means, means)
         np.fill_diagonal(d, np.inf)
         near.append(np.argsort(d, axis=1, kind="stable")[:, :k])
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near)]))
+    return sum(len(set(a) & set(b)) for a, b in zip(*near)) / (k * len(classes))
 
 
 def embed(folder: Path, x: np.ndarray, *options: object, label: np.ndarray | None = None,
