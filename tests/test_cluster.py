@@ -27,7 +27,7 @@ SLURM = ROOT / "slurm"
 MNIST = ("--model", MODEL, "--images", IMAGES, "--labels", LABELS)
 SHORT = ("--samples", 500, "--max-iter", 60, "--exaggeration-iter", 20, "--attribution", "saliency,gradcam", "--embed",
          "logits,gap", "--threads", 1)
-LONG = ("--samples", 2000, "--max-iter", 20_000, "--attribution", "saliency,gradcam", "--threads", 1)
+LONG = ("--samples", 2000, "--max-iter", 12_000, "--attribution", "saliency,gradcam", "--threads", 1)
 ENDLESS = ("--samples", 2000, "--max-iter", 10**9, "--learning-rate", 0.5, "--threads", 1)
 
 
