@@ -45,33 +45,43 @@ static inline __attribute__((always_inline)) Window quarter_at(int y, int x) {
     return (Window){2 * y, 2 * x, 2 * y + 2, 2 * x + 2};
 }
 
-/* One block of channels: out (out_height, out_width, width), in (in_height, in_width, width). */
+/* best, position (width): of what they are and the value at position `here` of the window. keep: position is wanted. */
+static inline __attribute__((always_inline)) void take_larger(float *best, int32_t *position, const float *value,
+                                                              int here, bool keep, int width) {
+#pragma omp simd
+    for (int c = 0; c < width; c++) {
+        const bool better = value[c] > best[c] || value[c] != value[c];
+        best[c] = better ? value[c] : best[c];
+        if (keep)
+            position[c] = better ? here : position[c];
+    }
+}
+
+/* One block of channels: out (out_height, out_width, width), in (in_height, in_width, width). keep: the positions, in
+ * saved; without them half the time. */
 static inline __attribute__((always_inline)) void pool_block(float *out, uint16_t *saved, const float *in,
-                                                             const ConvShape *s, bool quartering, int width) {
+                                                             const ConvShape *s, bool quartering, bool keep,
+                                                             int width) {
+    const int64_t row = (int64_t)s->in_width * width;
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, out += width) {
             const Window w = quartering ? quarter_at(y, x) : window_at(s, y, x);
             float best[CPU_WIDTH_MAX];
-            int32_t position[CPU_WIDTH_MAX];
-            const float *first = in + ((int64_t)w.top * s->in_width + w.left) * width;
-            for (int c = 0; c < width; c++) {
+            int32_t position[CPU_WIDTH_MAX] = {0};
+            const float *first = in + w.top * row + (int64_t)w.left * width;
+            for (int c = 0; c < width; c++)
                 best[c] = first[c];
-                position[c] = 0;
+            if (quartering) {
+                take_larger(best, position, first + width, 1, keep, width);
+                take_larger(best, position, first + row, 2, keep, width);
+                take_larger(best, position, first + row + width, 3, keep, width);
+            } else {
+                for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
+                    for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++)
+                        take_larger(best, position, in + i * row + (int64_t)j * width, here, keep, width);
             }
-            const int down = quartering ? 1 : apart(s->dilation_height),
-                      across = quartering ? 1 : apart(s->dilation_width);
-            for (int i = w.top, here = 0; i < w.bottom; i += down)
-                for (int j = w.left; j < w.right; j += across, here++) {
-                    const float *value = in + ((int64_t)i * s->in_width + j) * width;
-#pragma omp simd
-                    for (int c = 0; c < width; c++) {
-                        bool better = value[c] > best[c] || value[c] != value[c];
-                        best[c] = better ? value[c] : best[c];
-                        position[c] = better ? here : position[c];
-                    }
-                }
             memcpy(out, best, (size_t)width * sizeof *out);
-            if (saved) {
+            if (keep) {
                 for (int c = 0; c < width; c++)
                     saved[c] = (uint16_t)position[c];
                 saved += width;
@@ -102,10 +112,14 @@ static inline __attribute__((always_inline)) void unpool_block(float *din, const
 /* The constants given here make the loops' bounds constants. */
 static inline __attribute__((always_inline)) void pool_any(float *out, uint16_t *saved, const float *in,
                                                            const ConvShape *s, bool quartering, int width) {
-    if (quartering)
-        pool_block(out, saved, in, s, true, width);
+    if (quartering && saved)
+        pool_block(out, saved, in, s, true, true, width);
+    else if (quartering)
+        pool_block(out, NULL, in, s, true, false, width);
+    else if (saved)
+        pool_block(out, saved, in, s, false, true, width);
     else
-        pool_block(out, saved, in, s, false, width);
+        pool_block(out, NULL, in, s, false, false, width);
 }
 
 static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const uint16_t *saved,
