@@ -105,15 +105,15 @@
  *         logits_tsne:perplexity = 30. ;
  *         logits_tsne:early_exaggeration = 12. ;
  *         logits_tsne:learning_rate = 208.333333333333 ;
- *         logits_tsne:affinity_dropped_mass = 3.09274877236284e-08 ;
- *         logits_tsne:affinity_sum = 1.00000001233902 ;
+ *         logits_tsne:affinity_dropped_mass = 6.08044715992961e-08 ;
+ *         logits_tsne:affinity_sum = 1.00000000928913 ;
  *         logits_tsne:samples_mapped = 10000LL ;
  *         logits_tsne:pre_pca = 0LL ;
  *         logits_tsne:max_iter = 1000LL ;
  *         logits_tsne:exaggeration_iter = 250LL ;
  *         logits_tsne:n_iter = 1000LL ;
  *         logits_tsne:seed = 0LL ;
- *         logits_tsne:affinity_nonzeros = 11356628LL ;
+ *         logits_tsne:affinity_nonzeros = 10926830LL ;
  *         logits_tsne:schedule = "sklearn" ;
  *         logits_tsne:init = "pca" ;
  *     float logits_tsne_kl_sample(sample) ;

@@ -258,7 +258,7 @@ static void time_tsne(void) {
               .y = numbers(N * 2, 10),
               .update = numbers(N * 2, 0),
               .gains = numbers(N * 2, 0),
-              .least = 0x1p-20f / N,
+              .least = 0x1p-19f / N,
               .norm = dev_alloc(N / TSNE_BLOCK * sizeof(double)),
               .sizes = dev_alloc(TILES * sizeof(TsneTileSize)),
               .scratch = dev_alloc(k_tsne_affinity_scratch(N, D))};
