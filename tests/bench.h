@@ -2,6 +2,8 @@
 #ifndef CNNSCOPE_BENCH_H
 #define CNNSCOPE_BENCH_H
 
+#include <stdint.h>
+
 /* What one core reaches, measured at the start: operations a second (a multiply-add is two), bytes read from memory. */
 typedef struct {
     double flops, bytes;
@@ -11,6 +13,9 @@ typedef struct {
  * can do: their bounds. */
 int bench_pair_operations(void);
 int bench_pull_operations(void);
+
+/* Device memory (count) with random numbers from -size to size. */
+float *bench_numbers(int64_t count, double size);
 
 /* Least seconds of a call of step(what), over at least 0.02 s of calls. */
 double bench_seconds(void (*step)(void *), void *what);

@@ -1,13 +1,12 @@
 /* bench_maps.c: the kernels of attribution and of its evidence that bench_rest.c does not have, and of new points in a map.
  *
  * Bounds: reading and writing each number once; of sorting that alone, so that what it costs besides shows as a low
- * share; of the power method in each of its rounds; of placing, the distances and 25 passes over the fixed points, 10 operations a
- * pair each. */
+ * share; of the power method in each of its rounds; of placing, the distances and 25 passes over the fixed points, 10
+ * operations a pair each. */
 #include <stdlib.h>
 
 #include "bench.h"
 #include "device.h"
-#include "ref.h"
 
 enum {
     B = 8,
@@ -114,18 +113,6 @@ static void step(void *what) {
     lane_sync(s->maps->lane);
 }
 
-static float *numbers(int64_t count, double size) {
-    static uint64_t state = 1;
-    float *host = malloc((size_t)count * sizeof *host);
-    if (!host)
-        abort();
-    for (int64_t i = 0; i < count; i++)
-        host[i] = (float)(size * ref_uniform(&state));
-    float *device = device_new(host, (size_t)count * sizeof *host);
-    free(host);
-    return device;
-}
-
 void bench_maps(const Peak *peak) {
     static const double map = 4.0 * B * PIXELS, all = 4.0 * B * C * PIXELS, logits = 4.0 * B * CATEGORIES;
     const Row rows[] = {
@@ -161,22 +148,22 @@ void bench_maps(const Peak *peak) {
         inside[i] = i % 7 == 0;
     }
     Maps m = {.lane = lane_new(64),
-              .x = numbers(B * C * PIXELS, 1),
-              .other = numbers(B * C * PIXELS, 1),
-              .out = numbers(B * C * PIXELS, 0),
-              .map = numbers(B * PIXELS, 0),
-              .logits = numbers(B * CATEGORIES, 1),
-              .few = numbers(B, 1),
-              .baseline = numbers(C * PIXELS, 0),
+              .x = bench_numbers(B * C * PIXELS, 1),
+              .other = bench_numbers(B * C * PIXELS, 1),
+              .out = bench_numbers(B * C * PIXELS, 0),
+              .map = bench_numbers(B * PIXELS, 0),
+              .logits = bench_numbers(B * CATEGORIES, 1),
+              .few = bench_numbers(B, 1),
+              .baseline = bench_numbers(C * PIXELS, 0),
               .target = device_new(places, B * sizeof *places),
               .rank = device_new(places, B * PIXELS * sizeof *places),
               .number = dev_alloc(B * sizeof(int64_t)),
               .mask = device_new(inside, B * PIXELS),
               .scratch = dev_alloc(eigen > ranks ? eigen : ranks),
-              .points = numbers(POINTS * D, 1),
-              .fresh = numbers(NEW * D, 1),
-              .place_map = numbers(POINTS * 2, 10),
-              .y = numbers(NEW * 2, 0),
+              .points = bench_numbers(POINTS * D, 1),
+              .fresh = bench_numbers(NEW * D, 1),
+              .place_map = bench_numbers(POINTS * 2, 10),
+              .y = bench_numbers(NEW * 2, 0),
               .kl = dev_alloc(NEW * sizeof(double)),
               .place_scratch = dev_alloc(k_place_scratch(&shape))};
     static const int64_t number[B] = {0, 1, 2, 3, 4, 5, 6, 7};

@@ -13,8 +13,7 @@
 static uint64_t random_state = 1;
 static const Peak *core;
 
-/* Device memory with random numbers from -size to size. */
-static float *numbers(int64_t count, double size) {
+float *bench_numbers(int64_t count, double size) {
     float *host = malloc((size_t)count * sizeof *host);
     if (!host)
         abort();
@@ -92,12 +91,12 @@ static void time_ends(void) {
     const double map = (double)B * SIDE * SIDE, all = map * C, logits = (double)B * CATEGORIES;
     Ends e = {.lane = lane_new(64),
               .transform = {.dtype = DT_U8, .channels = 16, .height = SIDE, .width = SIDE, .scale = 1.0 / 255},
-              .value = numbers(B * C * SIDE * SIDE, 1),
-              .gradient = numbers(B * C * SIDE * SIDE, 1),
+              .value = bench_numbers(B * C * SIDE * SIDE, 1),
+              .gradient = bench_numbers(B * C * SIDE * SIDE, 1),
               .map = dev_alloc((size_t)map * sizeof(float)),
               .low = dev_alloc(B * sizeof(float)),
               .high = dev_alloc(B * sizeof(float)),
-              .logits = numbers(B * CATEGORIES, 1),
+              .logits = bench_numbers(B * CATEGORIES, 1),
               .prediction = dev_alloc(B * sizeof(int32_t)),
               .pixels = calloc(B * 16 * SIDE, SIDE)};
     for (int c = 0; c < 16; c++)
@@ -154,7 +153,7 @@ static void back_project(void *what) {
 
 static void time_pca(void) {
     const double bytes = (double)ROWS * WIDTH * sizeof(float), products = (double)ROWS * WIDTH * WIDTH;
-    Pca p = {.x = numbers(ROWS * WIDTH, 0.5),
+    Pca p = {.x = bench_numbers(ROWS * WIDTH, 0.5),
              .center = doubles(WIDTH, 0.1),
              .scale = doubles(WIDTH, 1),
              .axes = doubles(COMPONENTS * WIDTH, 0.0625),
@@ -252,12 +251,12 @@ static int64_t make_room(Tsne *t) {
 static void time_tsne(void) {
     const double pairs = N / 2.0 * (N - 1);
     Tsne t = {.shape = {N, 0, N / TSNE_BLOCK, D, 2, 0, 1},
-              .x = numbers(N * D, 1),
-              .packed = numbers(N * D, 1),
-              .rows = numbers(N * TSNE_ROW_NUMBERS, 1),
-              .y = numbers(N * 2, 10),
-              .update = numbers(N * 2, 0),
-              .gains = numbers(N * 2, 0),
+              .x = bench_numbers(N * D, 1),
+              .packed = bench_numbers(N * D, 1),
+              .rows = bench_numbers(N * TSNE_ROW_NUMBERS, 1),
+              .y = bench_numbers(N * 2, 10),
+              .update = bench_numbers(N * 2, 0),
+              .gains = bench_numbers(N * 2, 0),
               .least = 0x1p-19f / N,
               .norm = dev_alloc(N / TSNE_BLOCK * sizeof(double)),
               .sizes = dev_alloc(TILES * sizeof(TsneTileSize)),
@@ -317,10 +316,10 @@ static void time_neighbors(void) {
     for (int i = 0; i < N * K; i++)
         far[i] = NEIGHBOR_NONE;
     Neighbors n = {.shape = {N, 0, N, 0, D},
-                   .x = numbers(N * D, 1),
-                   .packed = numbers(N * D, 1),
+                   .x = bench_numbers(N * D, 1),
+                   .packed = bench_numbers(N * D, 1),
                    .distance = device_new(far, sizeof far),
-                   .asked_distance = numbers(N * ASKED, 1),
+                   .asked_distance = bench_numbers(N * ASKED, 1),
                    .nearer = device_new(none, sizeof none),
                    .asked = device_new(asked, sizeof asked)};
     for (int i = 0; i < N * K; i++)

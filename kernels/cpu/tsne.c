@@ -221,8 +221,7 @@ static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool
     double logs = 0;
     const TsneCell *cell = pair->cell, *end = pair->cell + pair->cells;
     for (int group = 0; group * TSNE_GROUP < pair->blocks[0]; group++) {
-        bool kept[TSNE_TILE_BLOCKS] = {
-            false}; /* columns of which P has anything: their w are left for the attraction */
+        bool kept[TSNE_TILE_BLOCKS] = {false}; /* columns of which P has anything: the attraction wants their w */
         int64_t cells = 0;
         for (; cell + cells < end && cell[cells].row / TSNE_GROUP == group; cells++)
             kept[cell[cells].column] = true;
