@@ -80,7 +80,8 @@ if(CUDA)
     if(CUDA STREQUAL "HOST")
       add_test(NAME gpus COMMAND ${PYTHON} -m pytest -q -rs --no-header tests/test_gpus.py
                WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-      set_tests_properties(gpus PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 600)
+      set_tests_properties(gpus PROPERTIES ENVIRONMENT CNNSCOPE_CUDA_BIN=${CMAKE_BINARY_DIR}/cnnscope TIMEOUT 600
+                           SKIP_RETURN_CODE 5) # pytest's, where no Slurm cluster can be made
     endif()
   endif()
   return()
