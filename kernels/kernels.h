@@ -139,13 +139,19 @@ void k_affine_free(KAffine *affine);
 void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float *in);
 void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out, bool guided);
 
-typedef struct KMaxPool KMaxPool; /* ties: the first of the window in row-major order, as in PyTorch */
-KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch); /* in_channels == out_channels */
+/* Max pooling, of `in` or (relu) of relu(in * scale + shift) per channel, in one pass and with the bits of KAffine and
+ * KMaxPool one after the other; scale and shift NULL: of relu(in). Ties: the first of the window in row-major order, as in
+ * PyTorch. in_channels == out_channels. scale and shift are not kept. */
+typedef struct KMaxPool KMaxPool;
+KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch, bool relu, const float *scale,
+                         const float *shift);
 void k_max_pool_free(KMaxPool *pool);
 size_t k_max_pool_saved(const KMaxPool *pool); /* bytes kept from forward to backward: where each maximum was */
 /* saved NULL: not kept. */
 void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in);
-void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved);
+/* out: what forward gave; read with a relu only. guided: as in k_affine_backward. */
+void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
+                         const void *saved, bool guided);
 
 /* Mean of each window, in and out in `layout`: over the cells inside the image, or (count_padding) inside the image with
  * its padding, as in PyTorch. */

@@ -140,7 +140,9 @@ static void pool_shape(Node *node, const Shape *in) {
 
 static void max_pool_prepare(Step *step) {
     step->layout = step->laid[0];
-    step->kernel = k_max_pool_new(step->layout, &step->node->window, step->batch);
+    const Node *norm = step->fused;
+    step->kernel = k_max_pool_new(step->layout, &step->node->window, step->batch, step->relu,
+                                  norm ? norm->weight.values : NULL, norm ? norm->bias.values : NULL);
     step->saved_bytes = step->backward ? k_max_pool_saved(step->kernel) : 0;
 }
 
@@ -153,7 +155,7 @@ static void max_pool_forward(const Step *step, Lane *lane, const ForwardArgs *a)
 }
 
 static void max_pool_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_max_pool_backward(lane, step->kernel, a->din[0], a->dout, a->saved);
+    k_max_pool_backward(lane, step->kernel, a->din[0], a->dout, a->out, a->saved, a->guided);
 }
 
 static void average_pool_prepare(Step *step) {

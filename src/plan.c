@@ -110,24 +110,34 @@ static void mark(Plan *plan, const bool *want_value, const bool *want_gradient) 
     }
 }
 
-/* A batch norm that only a relu reads, and nobody asked for, is done by the relu. */
+/* Whether a node is of that operation, one node alone reads it, and nobody asked for it. */
+static bool only_for(const Plan *plan, int node, OpKind op) {
+    const Graph *g = plan->graph;
+    const Place *q = &plan->places[node];
+    if (g->nodes[node].op != op || node == g->logits || q->value_wanted || q->gradient_wanted)
+        return false;
+    int readers = 0;
+    for (int j = node + 1; j < g->count; j++)
+        for (int k = 0; plan->places[j].runs && k < plan->places[j].n; k++)
+            readers += plan->places[j].edges[k].node == node;
+    return readers == 1;
+}
+
+/* A batch norm that only a relu reads, and nobody asked for, is done by the relu; likewise a relu, with what it does, by
+ * a max pooling. */
 static void fuse(Plan *plan) {
     const Graph *g = plan->graph;
     for (int i = 1; i < g->count; i++) {
         Place *p = &plan->places[i];
-        if (!p->runs || g->nodes[i].op != OP_RELU)
+        const bool pools = g->nodes[i].op == OP_MAX_POOL;
+        if (!p->runs || (g->nodes[i].op != OP_RELU && !pools))
             continue;
-        const int norm = p->edges[0].node;
-        Place *q = &plan->places[norm];
-        if (g->nodes[norm].op != OP_BATCH_NORM || norm == g->logits || q->value_wanted || q->gradient_wanted)
+        const int before = p->edges[0].node;
+        if (!only_for(plan, before, pools ? OP_RELU : OP_BATCH_NORM))
             continue;
-        int readers = 0;
-        for (int j = norm + 1; j < g->count; j++)
-            for (int k = 0; plan->places[j].runs && k < plan->places[j].n; k++)
-                readers += plan->places[j].edges[k].node == norm;
-        if (readers > 1)
-            continue;
-        p->step.fused = &g->nodes[norm];
+        Place *q = &plan->places[before];
+        p->step.fused = pools ? q->step.fused : &g->nodes[before];
+        p->step.relu = pools;
         p->edges[0] = q->edges[0];
         p->flows_to[0] = q->flows_to[0];
         q->runs = q->flows = q->graded = false;
@@ -146,6 +156,7 @@ static void prepare(Plan *plan) {
         }
         p->step = (Step){.node = &g->nodes[i],
                          .fused = p->step.fused,
+                         .relu = p->step.relu,
                          .n = p->n,
                          .in = p->in,
                          .laid = p->laid,
@@ -206,7 +217,7 @@ static void assign_forward(Plan *plan) {
             p->plain = new_slot(plan, bytes_of(plan, i, LAYOUT_PLAIN), i);
         if (p->value_wanted)
             keep_until(plan, p->plain, the_end(plan));
-        if (op->keeps_output && p->flows)
+        if ((op->keeps_output || p->step.relu) && p->flows)
             keep_until(plan, p->value, backward_time(plan, i));
         if (p->step.saved_bytes) {
             p->saved = new_slot(plan, p->step.saved_bytes, i);

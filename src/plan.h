@@ -4,11 +4,12 @@
 
 #include "graph.h"
 
-/* One node at work. In a fused pair (batch norm, then relu) the relu's step does both, and reads what the batch norm
- * reads. All pointers are into the lane's memory. */
+/* One node at work. A relu's step also does the batch norm before it, and a max pooling's the relu before it with its
+ * batch norm, and reads what the first of them reads. All pointers are into the lane's memory. */
 typedef struct {
     const Node *node;
-    const Node *fused;  /* the batch norm done by this relu, or NULL */
+    const Node *fused;  /* the batch norm done by this relu or max pooling, or NULL */
+    bool relu;          /* a max pooling that does the relu before it */
     int n;              /* values read */
     const Shape *in;    /* (n) their shapes, and layouts */
     const Layout *laid; /* (n) */
@@ -36,7 +37,7 @@ typedef struct {
     const float *const *in; /* (n) */
     const void *saved;
     void *scratch;
-    bool guided; /* relu: passes no gradient below 0 */
+    bool guided; /* relus pass no gradient below 0 */
 } BackwardArgs;
 
 typedef struct {
@@ -44,7 +45,7 @@ typedef struct {
     int least, most;                            /* values read; INT_MAX: any number */
     void (*shape)(Node *node, const Shape *in); /* checks the node and sets its shape; dies when it does not fit */
     bool in_place;                              /* out may be one of in (of its size), and din[0] may be dout */
-    bool keeps_output, keeps_inputs;            /* backward reads them */
+    bool keeps_output, keeps_inputs;            /* backward reads them; the output also of a step with relu */
     void (*prepare)(Step *step);
     void (*release)(Step *step); /* NULL: nothing to free */
     void (*forward)(const Step *step, Lane *lane, const ForwardArgs *args);

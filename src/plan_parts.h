@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     Step step;
     int n;
-    Edge *edges;                  /* (n) past a fused batch norm */
+    Edge *edges;                  /* (n) past what this step does of those before */
     Shape *in;                    /* (n), as step wants them */
     Layout *laid;                 /* (n) */
     bool *flows_to;               /* (n) */

@@ -13,7 +13,7 @@ enum { BATCH = 33 };
 
 typedef struct {
     OpKind op;
-    bool relu;   /* a batch norm with the relu behind it */
+    bool relu;   /* a batch norm with the relu behind it; a max pooling with both before it */
     ConvShape w; /* in_*, and for windows kernel, stride, pad, out_channels; OP_LINEAR: out_channels; the rest is set */
     double tolerance; /* of the largest value */
 } Case;
@@ -24,6 +24,8 @@ typedef struct {
     { OP_CONV, false, WINDOW(__VA_ARGS__), 2e-6 }
 #define POOL(c, ...)                                                                                                   \
     { OP_MAX_POOL, false, WINDOW(c, c, __VA_ARGS__), 1e-6 }
+#define POOL_OF_RELU(c, ...)                                                                                           \
+    { OP_MAX_POOL, true, WINDOW(c, c, __VA_ARGS__), 1e-6 }
 #define SHAPED(op, relu, c, h, w, tolerance)                                                                           \
     { op, relu, WINDOW(c, c, h, w, 1, 1, 1, 1, 0, 0, 0, 0), tolerance }
 
@@ -63,6 +65,11 @@ static const Case cases[] = {
     POOL(17, 6, 7, 3, 2, 1, 1, 2, 1, 0, 1),
     POOL(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0),
     POOL(3, 20, 21, 20, 21, 1, 1, 0, 0, 0, 0),
+    POOL_OF_RELU(16, 28, 28, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL_OF_RELU(32, 14, 14, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL_OF_RELU(7, 7, 13, 2, 2, 2, 2, 0, 0, 0, 0),
+    POOL_OF_RELU(5, 9, 8, 3, 3, 2, 2, 1, 1, 1, 1),
+    POOL_OF_RELU(17, 6, 7, 3, 2, 1, 1, 2, 1, 0, 1),
     SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 32, 7, 7, 1e-6),
     SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 13, 1, 1, 1e-6),
     SHAPED(OP_GLOBAL_AVERAGE_POOL, false, 17, 31, 5, 1e-6),
@@ -174,7 +181,8 @@ static Fast fast_new(const Bench *b, Layout layout, int batch) {
         f.kernel = k_affine_new(layout, batch, shape_channels(s), shape_height(s), shape_width(s), NULL, NULL, true);
         break;
     case OP_MAX_POOL:
-        f.kernel = k_max_pool_new(layout, &n->window, batch);
+        f.kernel = k_max_pool_new(layout, &n->window, batch, b->relu, b->relu ? b->weight : NULL,
+                                  b->relu ? b->bias : NULL);
         f.saved = k_max_pool_saved(f.kernel);
         break;
     case OP_LINEAR:
@@ -253,7 +261,7 @@ static void fast_backward(Lane *lane, const Fast *f, const Laid *l) {
     case OP_CONV: k_conv_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     case OP_BATCH_NORM:
     case OP_RELU: k_affine_backward(lane, f->kernel, l->dx, l->dy, relu ? l->y : NULL, false); break;
-    case OP_MAX_POOL: k_max_pool_backward(lane, f->kernel, l->dx, l->dy, l->saved); break;
+    case OP_MAX_POOL: k_max_pool_backward(lane, f->kernel, l->dx, l->dy, l->y, l->saved, false); break;
     case OP_LINEAR: k_linear_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     default:
         k_global_average_backward(lane, l->dx, f->in, l->dy, f->batch, shape_channels(in), shape_height(in),

@@ -338,7 +338,8 @@ static void test_batch_and_threads(void **state) {
     }
 }
 
-/* Asked for less, a lane needs less: the logits alone need about the largest value and the one beside it. */
+/* Asked for less, a lane needs less: the logits alone need about the largest value and what is pooled from it, saliency the
+ * gradients of these, too, in the same places. */
 static void test_memory_plan(void **state) {
     (void)state;
     Graph *g = make_network(0);
@@ -348,7 +349,7 @@ static void test_memory_plan(void **state) {
     Plan *everything = graph_plan(arena, g, 8, all, all);
     const size_t conv1 = k_value_bytes(LAYOUT_BLOCKED, 8, 16, 28, 28);
     assert_true(graph_lane_bytes(forward) >= conv1 && graph_lane_bytes(forward) < conv1 * 3 / 2);
-    assert_true(graph_lane_bytes(saliency) < conv1 * 3);
+    assert_true(graph_lane_bytes(saliency) < conv1 * 2);
     assert_true(graph_lane_bytes(everything) > graph_lane_bytes(saliency));
     graph_plan_free(forward);
     graph_plan_free(saliency);

@@ -63,13 +63,35 @@ static double dot(const double *a, const double *b, int64_t count) {
     return sum;
 }
 
+/* What a case's max pooling reads: x, or the relu of its batch norm. */
+static double *ref_before(const Bench *b, const double *x, int batch) {
+    double *before = need((size_t)(batch * b->in_size) * sizeof *before);
+    ref_affine(before, x, b->relu ? b->weight : NULL, b->bias, b->relu, batch, shape_channels(b->in),
+               shape_height(b->in) * shape_width(b->in));
+    return before;
+}
+
 static void ref_forward(const Bench *b, double *y, const double *x, int batch) {
+    if (b->node.op == OP_MAX_POOL) {
+        double *before = ref_before(b, x, batch);
+        ref_max_pool(y, before, &b->node.window, batch);
+        free(before);
+        return;
+    }
     ref_node(y, &x, &b->node, &b->in, batch);
     for (int64_t i = 0; b->relu && i < batch * b->out_size; i++)
         y[i] = y[i] < 0 ? 0 : y[i];
 }
 
 static void ref_backward(const Bench *b, double *dx, const double *dy, const double *y, const double *x, int batch) {
+    if (b->node.op == OP_MAX_POOL) {
+        double *before = ref_before(b, x, batch), *d = need((size_t)(batch * b->in_size) * sizeof *d);
+        ref_max_pool_backward(d, dy, before, &b->node.window, batch);
+        ref_affine_backward(dx, d, before, b->relu ? b->weight : NULL, b->relu, batch, shape_channels(b->in),
+                            shape_height(b->in) * shape_width(b->in));
+        free(before), free(d);
+        return;
+    }
     double *passed = need((size_t)(batch * b->out_size) * sizeof *passed);
     for (int64_t i = 0; i < batch * b->out_size; i++)
         passed[i] = b->relu && y[i] <= 0 ? 0 : dy[i];
@@ -287,12 +309,81 @@ static void test_fused_pair(void **state) {
     free(x), free(dy), free(scale), free(shift);
 }
 
+/* Max pooling with the relu, or the batch norm and the relu, before it gives the bits of one after the other: where
+ * windows meet, are cut and leave cells out; where numbers are equal, none is above 0, and some are NaN; with guided
+ * gradients; and without positions. */
+static void test_fused_pool(void **state) {
+    (void)state;
+    enum { B = 5, C = 19 };
+    static const ConvShape shapes[] = {
+        {C, C, 6, 8, 3, 4, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1},  {C, C, 5, 7, 2, 3, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1},
+        {C, C, 7, 6, 5, 4, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1},  {C, C, 7, 9, 4, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1},
+        {C, C, 9, 8, 5, 4, 2, 2, 1, 1, 0, 0, 0, 0, 4, 4, 1},
+    };
+    for (int variant = 0; variant < (int)(sizeof shapes / sizeof *shapes) * 16; variant++) {
+        const ConvShape s = shapes[variant / 16];
+        const Layout layout = variant & 1 ? LAYOUT_BLOCKED : LAYOUT_PLAIN;
+        const bool scales = variant & 2, guided = variant & 4, whole = variant & 8;
+        const int ins = B * C * s.in_height * s.in_width, outs = B * C * s.out_height * s.out_width;
+        float *x = numbers(ins, whole), *dy = numbers(outs, whole), *scale = numbers(C, whole), *shift = numbers(C, whole);
+        for (int i = 0; i < ins; i++)
+            x[i] = uniform() > 0.98 ? NAN : x[i];
+        KAffine *before = k_affine_new(layout, B, C, s.in_height, s.in_width, scales ? scale : NULL, shift, true);
+        KMaxPool *alone = k_max_pool_new(layout, &s, B, false, NULL, NULL);
+        KMaxPool *fused = k_max_pool_new(layout, &s, B, true, scales ? scale : NULL, shift);
+        const size_t in_bytes = k_value_bytes(layout, B, C, s.in_height, s.in_width);
+        const size_t out_bytes = k_value_bytes(layout, B, C, s.out_height, s.out_width);
+        const size_t saved_bytes = round64(k_max_pool_saved(alone));
+        Lane *lane = lane_new(5 * in_bytes + 4 * out_bytes + saved_bytes);
+        char *memory = lane_memory(lane);
+        float *in[5], *out[4];
+        for (int k = 0; k < 5; k++)
+            in[k] = (float *)(memory + (size_t)k * in_bytes);
+        for (int k = 0; k < 4; k++)
+            out[k] = (float *)(memory + 5 * in_bytes + (size_t)k * out_bytes);
+        void *saved = memory + 5 * in_bytes + 4 * out_bytes;
+        float *given_x = device_new(x, (size_t)ins * sizeof *x), *given_dy = device_new(dy, (size_t)outs * sizeof *dy);
+        k_from_plain(lane, in[0], layout, given_x, B, C, s.in_height, s.in_width);
+        k_from_plain(lane, out[0], layout, given_dy, B, C, s.out_height, s.out_width);
+        k_affine_forward(lane, before, in[1], in[0]);
+        k_max_pool_forward(lane, alone, out[1], saved, in[1]);
+        k_max_pool_backward(lane, alone, in[2], out[0], NULL, saved, guided);
+        k_affine_backward(lane, before, in[3], in[2], in[1], guided);
+        lane_sync(lane);
+        device_spoil(saved, saved_bytes);
+        k_max_pool_forward(lane, fused, out[2], saved, in[0]);
+        k_max_pool_backward(lane, fused, in[4], out[0], out[2], saved, guided);
+        k_max_pool_forward(lane, fused, out[3], NULL, in[0]);
+        float *got[5];
+        for (int k = 0; k < 5; k++) {
+            const bool back = k < 2;
+            const size_t bytes = (size_t)(back ? ins : outs) * sizeof(float);
+            float *plain = device_new(NULL, bytes);
+            k_to_plain(lane, plain, back ? in[3 + k] : out[k - 1], layout, B, C, back ? s.in_height : s.out_height,
+                       back ? s.in_width : s.out_width);
+            got[k] = need(bytes);
+            device_take(lane, got[k], plain, bytes);
+        }
+        if (memcmp(got[0], got[1], (size_t)ins * sizeof(float)) != 0)
+            fail_msg("variant %d: the gradient has other bits", variant);
+        for (int k = 3; k < 5; k++)
+            if (memcmp(got[2], got[k], (size_t)outs * sizeof(float)) != 0)
+                fail_msg("variant %d: the value has other bits", variant);
+        for (int k = 0; k < 5; k++)
+            free(got[k]);
+        dev_free(given_x), dev_free(given_dy);
+        lane_free(lane);
+        k_affine_free(before), k_max_pool_free(alone), k_max_pool_free(fused);
+        free(x), free(dy), free(scale), free(shift);
+    }
+}
+
 /* Windows of equal values: the first in row-major order gets the gradient; padding never wins over negative values. */
 static void test_max_pool_ties(void **state) {
     (void)state;
     ConvShape s = {1, 1, 2, 4, 1, 2, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1};
     const float x[] = {5, 5, 1, 2, 5, 5, 3, 3}, dy[] = {10, 20}, dx_expected[] = {10, 0, 0, 0, 0, 0, 20, 0};
-    KMaxPool *pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
+    KMaxPool *pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1, false, NULL, NULL);
     Lane *lane = lane_new(64);
     float y[2], dx[8];
     float *device_x = device_new(x, sizeof x), *device_dy = device_new(dy, sizeof dy);
@@ -300,14 +391,14 @@ static void test_max_pool_ties(void **state) {
     float *device_dx = device_new(NULL, k_value_bytes(LAYOUT_PLAIN, 1, 1, 2, 4));
     void *saved = device_new(NULL, k_max_pool_saved(pool));
     k_max_pool_forward(lane, pool, device_y, saved, device_x);
-    k_max_pool_backward(lane, pool, device_dx, device_dy, saved);
+    k_max_pool_backward(lane, pool, device_dx, device_dy, NULL, saved, false);
     device_take(lane, dx, device_dx, sizeof dx);
     assert_memory_equal(dx, dx_expected, sizeof dx_expected);
     k_max_pool_free(pool);
     s = (ConvShape){1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const float negative = -7;
     dev_upload(device_x, &negative, sizeof negative);
-    pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1);
+    pool = k_max_pool_new(LAYOUT_PLAIN, &s, 1, false, NULL, NULL);
     k_max_pool_forward(lane, pool, device_y, NULL, device_x);
     device_take(lane, y, device_y, sizeof *y);
     assert_true(y[0] == -7);
@@ -354,7 +445,7 @@ static int run_at(int level) {
         cmocka_unit_test(test_adjoint),         cmocka_unit_test(test_finite_differences),
         cmocka_unit_test(test_batch_and_place), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_fused_pair),      cmocka_unit_test(test_max_pool_ties),
-        cmocka_unit_test(test_global_max_ties),
+        cmocka_unit_test(test_global_max_ties), cmocka_unit_test(test_fused_pool),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,19 +12,22 @@ struct KAffine {
     float *scale, *shift; /* (blocks * width), or NULL both */
 };
 
+float *cpu_channels(const float *values, int C, int width) {
+    const int channels = cpu_rounded(C, width);
+    float *rounded = dev_alloc((size_t)channels * sizeof *rounded);
+    for (int c = 0; c < channels; c++)
+        rounded[c] = c < C ? values[c] : 0;
+    return rounded;
+}
+
 KAffine *k_affine_new(Layout layout, int batch, int C, int H, int W, const float *scale, const float *shift,
                       bool relu) {
     KAffine *affine = dev_alloc(sizeof *affine);
-    const int width = cpu_width(layout), channels = cpu_rounded(C, width);
-    *affine =
-        (KAffine){.width = width, .blocks = channels / width, .samples = batch, .pixels = (int64_t)H * W, .relu = relu};
+    const int width = cpu_width(layout), blocks = cpu_rounded(C, width) / width;
+    *affine = (KAffine){.width = width, .blocks = blocks, .samples = batch, .pixels = (int64_t)H * W, .relu = relu};
     if (scale) {
-        affine->scale = dev_alloc((size_t)channels * sizeof(float));
-        affine->shift = dev_alloc((size_t)channels * sizeof(float));
-        for (int c = 0; c < channels; c++) {
-            affine->scale[c] = c < C ? scale[c] : 0;
-            affine->shift[c] = c < C ? shift[c] : 0;
-        }
+        affine->scale = cpu_channels(scale, C, width);
+        affine->shift = cpu_channels(shift, C, width);
     }
     return affine;
 }

@@ -32,6 +32,9 @@ static inline int cpu_rounded(int count, int to) {
     return (count + to - 1) / to * to;
 }
 
+/* affine.c: one number of each channel (C), with zeros up to whole blocks of width; for dev_free. */
+float *cpu_channels(const float *values, int C, int width);
+
 /* oneDNN: one engine per process, one stream per lane. Primitives are made and run with OpenMP set to one thread, so
  * that neither their blocking nor their sums know how many threads there are: cpu_one_thread gives the number to give
  * back to cpu_threads_back. */

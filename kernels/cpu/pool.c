@@ -3,7 +3,11 @@
  *
  * Max pooling is ours and not oneDNN's because of ties: among equal values the first in row-major order of the window
  * gets the gradient, as in PyTorch. What is kept for backward is that position, two bytes an output. Padding takes no
- * part: windows are cut at the border. NaN wins, as in PyTorch. */
+ * part: windows are cut at the border. NaN wins, as in PyTorch.
+ *
+ * With the batch norm and the relu before it in the same pass, a value is read once, and nothing of its size is written
+ * or kept: the largest of some numbers is the same before and after a relu, and where it is not above 0 no gradient
+ * passes, whichever of them had it. */
 #include <string.h>
 
 #include "cpu.h"
@@ -13,18 +17,29 @@ struct KMaxPool {
     ConvShape shape;
     Layout layout;
     int batch;
+    bool relu;
+    float *scale, *shift; /* (channels, rounded up to blocks), or NULL both */
 };
 
-KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
+KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch, bool relu, const float *scale,
+                         const float *shift) {
     if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
         kernel_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
                  shape->kernel_width);
     KMaxPool *pool = dev_alloc(sizeof *pool);
-    *pool = (KMaxPool){.shape = *shape, .layout = layout, .batch = batch};
+    *pool = (KMaxPool){.shape = *shape, .layout = layout, .batch = batch, .relu = relu};
+    if (scale) {
+        pool->scale = cpu_channels(scale, shape->in_channels, cpu_width(layout));
+        pool->shift = cpu_channels(shift, shape->in_channels, cpu_width(layout));
+    }
     return pool;
 }
 
 void k_max_pool_free(KMaxPool *pool) {
+    if (!pool)
+        return;
+    dev_free(pool->scale);
+    dev_free(pool->shift);
     dev_free(pool);
 }
 
@@ -45,13 +60,29 @@ static inline __attribute__((always_inline)) Window quarter_at(int y, int x) {
     return (Window){2 * y, 2 * x, 2 * y + 2, 2 * x + 2};
 }
 
+/* What is done to the values of one block of channels before they are pooled. */
+typedef struct {
+    const float *scale, *shift; /* (width), or NULL both */
+    bool relu;
+} Before;
+
+static Before before_block(const KMaxPool *pool, int channel) {
+    const bool scales = pool->scale;
+    return (Before){scales ? pool->scale + channel : NULL, scales ? pool->shift + channel : NULL, pool->relu};
+}
+
+static inline __attribute__((always_inline)) float scaled(float value, const Before *before, int c) {
+    return before->scale ? value * before->scale[c] + before->shift[c] : value;
+}
+
 /* best, position (width): of what they are and the value at position `here` of the window. keep: position is wanted. */
 static inline __attribute__((always_inline)) void take_larger(float *best, int32_t *position, const float *value,
-                                                              int here, bool keep, int width) {
+                                                              const Before *before, int here, bool keep, int width) {
 #pragma omp simd
     for (int c = 0; c < width; c++) {
-        const bool better = value[c] > best[c] || value[c] != value[c];
-        best[c] = better ? value[c] : best[c];
+        const float y = scaled(value[c], before, c);
+        const bool better = y > best[c] || y != y;
+        best[c] = better ? y : best[c];
         if (keep)
             position[c] = better ? here : position[c];
     }
@@ -59,8 +90,9 @@ static inline __attribute__((always_inline)) void take_larger(float *best, int32
 
 /* One block of channels: out (out_height, out_width, width), in (in_height, in_width, width). keep: the positions, in
  * saved; without them half the time. */
-static inline __attribute__((always_inline)) void pool_block(float *out, uint16_t *saved, const float *in,
-                                                             const ConvShape *s, bool quartering, bool keep,
+static inline __attribute__((always_inline)) void pool_block(float *restrict out, uint16_t *restrict saved,
+                                                             const float *restrict in, const ConvShape *s,
+                                                             const Before *before, bool quartering, bool keep,
                                                              int width) {
     const int64_t row = (int64_t)s->in_width * width;
     for (int y = 0; y < s->out_height; y++)
@@ -69,18 +101,21 @@ static inline __attribute__((always_inline)) void pool_block(float *out, uint16_
             float best[CPU_WIDTH_MAX];
             int32_t position[CPU_WIDTH_MAX] = {0};
             const float *first = in + w.top * row + (int64_t)w.left * width;
+#pragma omp simd
             for (int c = 0; c < width; c++)
-                best[c] = first[c];
+                best[c] = scaled(first[c], before, c);
             if (quartering) {
-                take_larger(best, position, first + width, 1, keep, width);
-                take_larger(best, position, first + row, 2, keep, width);
-                take_larger(best, position, first + row + width, 3, keep, width);
+                take_larger(best, position, first + width, before, 1, keep, width);
+                take_larger(best, position, first + row, before, 2, keep, width);
+                take_larger(best, position, first + row + width, before, 3, keep, width);
             } else {
                 for (int i = w.top, here = 0; i < w.bottom; i += apart(s->dilation_height))
                     for (int j = w.left; j < w.right; j += apart(s->dilation_width), here++)
-                        take_larger(best, position, in + i * row + (int64_t)j * width, here, keep, width);
+                        take_larger(best, position, in + i * row + (int64_t)j * width, before, here, keep, width);
             }
-            memcpy(out, best, (size_t)width * sizeof *out);
+#pragma omp simd
+            for (int c = 0; c < width; c++)
+                out[c] = before->relu && best[c] <= 0 ? 0 : best[c];
             if (keep) {
                 for (int c = 0; c < width; c++)
                     saved[c] = (uint16_t)position[c];
@@ -89,82 +124,138 @@ static inline __attribute__((always_inline)) void pool_block(float *out, uint16_
         }
 }
 
-static inline __attribute__((always_inline)) void unpool_block(float *din, const float *dout, const uint16_t *saved,
-                                                               const ConvShape *s, bool quartering, int width) {
-    if (!quartering || s->in_height > 2 * s->out_height || s->in_width > 2 * s->out_width)
-        memset(din, 0, (size_t)s->in_height * (size_t)s->in_width * (size_t)width * sizeof *din);
+/* The gradient of one number at its batch norm's output, given that behind the relu. */
+static inline __attribute__((always_inline)) float scaled_back(float gradient, const Before *before, bool guided,
+                                                               int c) {
+    const float g = guided && gradient < 0 ? 0 : gradient;
+    return before->scale ? g * before->scale[c] : g;
+}
+
+/* As pool_block. value: what forward gave, NULL without a relu. A window's gradient goes to the position that had its
+ * largest value, unless that is a number that the relu stopped; where windows meet, gradients are added first. covered:
+ * quartering leaves no cell out, and each is written once and for all. */
+static inline __attribute__((always_inline)) void unpool_block(float *restrict din, const float *restrict dout,
+                                                               const float *restrict value,
+                                                               const uint16_t *restrict saved, const ConvShape *s,
+                                                               const Before *before, bool guided, bool quartering,
+                                                               bool covered, int width) {
+    const int64_t pixels = (int64_t)s->in_height * s->in_width;
+    if (!covered)
+        memset(din, 0, (size_t)pixels * (size_t)width * sizeof *din);
     const int down = quartering ? 1 : apart(s->dilation_height), across = quartering ? 1 : apart(s->dilation_width);
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, dout += width, saved += width) {
             const Window w = quartering ? quarter_at(y, x) : window_at(s, y, x);
+            float passed[CPU_WIDTH_MAX];
+#pragma omp simd
+            for (int c = 0; c < width; c++)
+                passed[c] = !value || value[c] > 0 ? dout[c] : 0;
             for (int i = w.top, here = 0; i < w.bottom; i += down)
                 for (int j = w.left; j < w.right; j += across, here++) {
                     float *to = din + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
                     for (int c = 0; c < width; c++) {
-                        const float share = saved[c] == here ? dout[c] : 0;
-                        to[c] = quartering ? share : to[c] + share;
+                        const float share = saved[c] == here ? passed[c] : 0;
+                        to[c] = covered ? scaled_back(share, before, guided, c) : quartering ? share : to[c] + share;
                     }
                 }
+            value = value ? value + width : NULL;
         }
+    for (int64_t p = 0; !covered && value && p < pixels; p++)
+#pragma omp simd
+        for (int c = 0; c < width; c++)
+            din[p * width + c] = scaled_back(din[p * width + c], before, guided, c);
 }
 
-/* The constants given here make the loops' bounds constants. */
-static inline __attribute__((always_inline)) void pool_any(float *out, uint16_t *saved, const float *in,
-                                                           const ConvShape *s, bool quartering, int width) {
-    if (quartering && saved)
-        pool_block(out, saved, in, s, true, true, width);
-    else if (quartering)
-        pool_block(out, NULL, in, s, true, false, width);
+/* The constants given in these make the loops' bounds and branches constants. */
+static inline __attribute__((always_inline)) void pool_scaled(float *out, uint16_t *saved, const float *in,
+                                                              const ConvShape *s, const Before *before,
+                                                              bool quartering, int width) {
+    const Before not_scaled = {NULL, NULL, before->relu};
+    if (saved && before->scale)
+        pool_block(out, saved, in, s, before, quartering, true, width);
     else if (saved)
-        pool_block(out, saved, in, s, false, true, width);
+        pool_block(out, saved, in, s, &not_scaled, quartering, true, width);
+    else if (before->scale)
+        pool_block(out, NULL, in, s, before, quartering, false, width);
     else
-        pool_block(out, NULL, in, s, false, false, width);
+        pool_block(out, NULL, in, s, &not_scaled, quartering, false, width);
 }
 
-static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const uint16_t *saved,
-                                                             const ConvShape *s, bool quartering, int width) {
+static inline __attribute__((always_inline)) void pool_any(float *out, uint16_t *saved, const float *in,
+                                                           const ConvShape *s, const Before *before, bool quartering,
+                                                           int width) {
     if (quartering)
-        unpool_block(din, dout, saved, s, true, width);
+        pool_scaled(out, saved, in, s, before, true, width);
     else
-        unpool_block(din, dout, saved, s, false, width);
+        pool_scaled(out, saved, in, s, before, false, width);
+}
+
+static inline __attribute__((always_inline)) void unpool_scaled(float *din, const float *dout, const float *value,
+                                                                const uint16_t *saved, const ConvShape *s,
+                                                                const Before *before, bool guided, bool quartering,
+                                                                bool covered, int width) {
+    const Before not_scaled = {NULL, NULL, before->relu};
+    if (!value)
+        unpool_block(din, dout, NULL, saved, s, &not_scaled, false, quartering, covered, width);
+    else if (before->scale)
+        unpool_block(din, dout, value, saved, s, before, guided, quartering, covered, width);
+    else
+        unpool_block(din, dout, value, saved, s, &not_scaled, guided, quartering, covered, width);
+}
+
+static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const float *value,
+                                                             const uint16_t *saved, const ConvShape *s,
+                                                             const Before *before, bool guided, bool quartering,
+                                                             int width) {
+    if (quartering && s->in_height == 2 * s->out_height && s->in_width == 2 * s->out_width)
+        unpool_scaled(din, dout, value, saved, s, before, guided, true, true, width);
+    else if (quartering)
+        unpool_scaled(din, dout, value, saved, s, before, guided, true, false, width);
+    else
+        unpool_scaled(din, dout, value, saved, s, before, guided, false, false, width);
 }
 
 CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in) {
     (void)lane;
     const ConvShape *s = &pool->shape;
-    const int width = cpu_width(pool->layout);
-    const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
+    const int width = cpu_width(pool->layout), blocks = cpu_rounded(s->in_channels, width) / width;
     const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
     const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
     const bool quartering = is_quartering(s);
-    for (int64_t block = 0; block < blocks; block++) {
-        uint16_t *positions = saved ? (uint16_t *)saved + block * out_step : NULL;
-        switch (width) {
-        case 16: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 16); break;
-        case 8: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 8); break;
-        default: pool_any(out + block * out_step, positions, in + block * in_step, s, quartering, 1);
+    uint16_t *positions = saved;
+    for (int b = 0; b < pool->batch; b++)
+        for (int block = 0; block < blocks; block++, out += out_step, in += in_step) {
+            const Before before = before_block(pool, block * width);
+            switch (width) {
+            case 16: pool_any(out, positions, in, s, &before, quartering, 16); break;
+            case 8: pool_any(out, positions, in, s, &before, quartering, 8); break;
+            default: pool_any(out, positions, in, s, &before, quartering, 1);
+            }
+            positions = positions ? positions + out_step : NULL;
         }
-    }
 }
 
-CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout,
-                                    const void *saved) {
+CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
+                                    const void *saved, bool guided) {
     (void)lane;
     const ConvShape *s = &pool->shape;
-    const int width = cpu_width(pool->layout);
-    const int64_t blocks = (int64_t)pool->batch * (cpu_rounded(s->in_channels, width) / width);
+    const int width = cpu_width(pool->layout), blocks = cpu_rounded(s->in_channels, width) / width;
     const int64_t in_step = (int64_t)s->in_height * s->in_width * width;
     const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
     const bool quartering = is_quartering(s);
-    for (int64_t block = 0; block < blocks; block++) {
-        const uint16_t *positions = (const uint16_t *)saved + block * out_step;
-        switch (width) {
-        case 16: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 16); break;
-        case 8: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 8); break;
-        default: unpool_any(din + block * in_step, dout + block * out_step, positions, s, quartering, 1);
+    const uint16_t *positions = saved;
+    const float *value = pool->relu ? out : NULL;
+    for (int b = 0; b < pool->batch; b++)
+        for (int block = 0; block < blocks; block++, din += in_step, dout += out_step, positions += out_step) {
+            const Before before = before_block(pool, block * width);
+            switch (width) {
+            case 16: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 16); break;
+            case 8: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 8); break;
+            default: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 1);
+            }
+            value = value ? value + out_step : NULL;
         }
-    }
 }
 
 /* Sums each row of pixels, then the rows: the error grows with H + W and not with H * W. */

@@ -1,4 +1,4 @@
-/* pool.cu: max, average and global pooling.
+/* pool.cu: max, average and global pooling; max pooling with the batch norm and the relu before it, in one pass.
  *
  * A thread for each number that is written: also backward, where an input sums what the windows it lies in send it, in
  * the order of the windows, so that nothing is added by two threads. Ties, padding and NaN as in PyTorch, see
@@ -12,12 +12,13 @@
 #include "shared.h"
 #include "work.h"
 
-struct KMaxPool {
-    ConvShape shape;
-    int batch;
-};
-
 namespace {
+
+/* What is done to the values before they are pooled. */
+struct Before {
+    float *scale, *shift; /* (channels), or NULL both */
+    bool relu;
+};
 
 struct Place {
     int channel, y, x;
@@ -25,12 +26,19 @@ struct Place {
 
 } // namespace
 
+struct KMaxPool {
+    ConvShape shape;
+    Before before;
+    int batch;
+};
+
 static __device__ __forceinline__ Place place_of(uint32_t i, int height, int width) {
     const int pixels = height * width, p = (int)(i % (uint32_t)pixels);
     return {(int)(i / (uint32_t)pixels), p / width, p % width};
 }
 
-KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
+KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch, bool relu, const float *scale,
+                         const float *shift) {
     (void)layout;
     if ((int64_t)shape->kernel_height * shape->kernel_width > UINT16_MAX)
         kernel_fail("max pooling: a window of %d x %d is larger than the 65535 values supported", shape->kernel_height,
@@ -38,10 +46,16 @@ KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch) {
     KMaxPool *pool = work_new<KMaxPool>();
     pool->shape = *shape;
     pool->batch = batch;
+    const size_t channels = (size_t)shape->in_channels;
+    pool->before = {work_constant(scale, channels), work_constant(scale ? shift : NULL, channels), relu};
     return pool;
 }
 
 void k_max_pool_free(KMaxPool *pool) {
+    if (!pool)
+        return;
+    dev_free(pool->before.scale);
+    dev_free(pool->before.shift);
     free(pool);
 }
 
@@ -57,26 +71,35 @@ size_t k_max_pool_saved(const KMaxPool *pool) {
     return (size_t)(pool->batch * out_sample(&pool->shape)) * sizeof(uint16_t);
 }
 
-static __global__ void max_forward(float *out, uint16_t *saved, const float *in, ConvShape s, uint32_t sample,
-                                   int64_t batch) {
+/* Two roundings, as in affine.cu. */
+static __device__ __forceinline__ float scaled(float value, bool scales, float by, float more) {
+    return scales ? __fadd_rn(__fmul_rn(value, by), more) : value;
+}
+
+/* The relu comes last: the largest number is the same before and after it, and where it is not above 0 no gradient
+ * passes, whichever position had it. */
+static __global__ void max_forward(float *out, uint16_t *saved, const float *in, ConvShape s, Before before,
+                                   uint32_t sample, int64_t batch) {
     const uint32_t i = work_index();
     if (i >= sample)
         return;
     const Place at = place_of(i, s.out_height, s.out_width);
     const Window w = window_at(&s, at.y, at.x);
     const int64_t in_plane = (int64_t)s.in_height * s.in_width;
+    const bool scales = before.scale;
+    const float by = scales ? before.scale[at.channel] : 1, more = scales ? before.shift[at.channel] : 0;
     for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
         const float *plane = in + (b * s.in_channels + at.channel) * in_plane;
-        float best = plane[(int64_t)w.top * s.in_width + w.left];
+        float best = scaled(plane[(int64_t)w.top * s.in_width + w.left], scales, by, more);
         int position = 0, here = 0;
         for (int y = w.top; y < w.bottom; y += apart(s.dilation_height))
             for (int x = w.left; x < w.right; x += apart(s.dilation_width), here++) {
-                const float value = plane[(int64_t)y * s.in_width + x];
+                const float value = scaled(plane[(int64_t)y * s.in_width + x], scales, by, more);
                 const bool better = value > best || value != value;
                 best = better ? value : best;
                 position = better ? here : position;
             }
-        out[b * sample + i] = best;
+        out[b * sample + i] = before.relu && best <= 0 ? 0 : best;
         if (saved)
             saved[b * sample + i] = (uint16_t)position;
     }
@@ -96,8 +119,9 @@ static __device__ __forceinline__ Reach reach(int at, int pad, int span, int str
     return {first > 0 ? (first + stride - 1) / stride : 0, last < out_size ? last + 1 : out_size};
 }
 
-static __global__ void max_backward(float *din, const float *dout, const uint16_t *saved, ConvShape s, uint32_t sample,
-                                    int64_t batch) {
+/* value: what forward gave, NULL without a relu. */
+static __global__ void max_backward(float *din, const float *dout, const float *value, const uint16_t *saved,
+                                    ConvShape s, Before before, bool guided, uint32_t sample, int64_t batch) {
     const uint32_t i = work_index();
     if (i >= sample)
         return;
@@ -116,23 +140,26 @@ static __global__ void max_backward(float *din, const float *dout, const uint16_
                                        below % down == 0 && right % across == 0;
                 const int width = (w.right - w.left + across - 1) / across;
                 const int64_t from = plane + (int64_t)y * s.out_width + x;
-                if (in_window && saved[from] == below / down * width + right / across)
+                if (in_window && saved[from] == below / down * width + right / across && (!value || value[from] > 0))
                     sum += dout[from];
             }
-        din[b * sample + i] = sum;
+        sum = guided && value && sum < 0 ? 0 : sum;
+        din[b * sample + i] = before.scale ? sum * before.scale[at.channel] : sum;
     }
 }
 
 void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in) {
     const int64_t sample = out_sample(&pool->shape);
     gpu_launch(max_forward, work_grid(sample, pool->batch), WORK_THREADS, 0, lane->stream, out,
-               static_cast<uint16_t *>(saved), in, pool->shape, sample, pool->batch);
+               static_cast<uint16_t *>(saved), in, pool->shape, pool->before, sample, pool->batch);
 }
 
-void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved) {
+void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
+                         const void *saved, bool guided) {
     const int64_t sample = in_sample(&pool->shape);
     gpu_launch(max_backward, work_grid(sample, pool->batch), WORK_THREADS, 0, lane->stream, din, dout,
-               static_cast<const uint16_t *>(saved), pool->shape, sample, pool->batch);
+               pool->before.relu ? out : NULL, static_cast<const uint16_t *>(saved), pool->shape, pool->before, guided,
+               sample, pool->batch);
 }
 
 static __global__ void plane_averages(float *out, const float *in, int64_t planes, int pixels) {
