@@ -140,8 +140,8 @@ void k_affine_forward(Lane *lane, const KAffine *affine, float *out, const float
 void k_affine_backward(Lane *lane, const KAffine *affine, float *din, const float *dout, const float *out, bool guided);
 
 /* Max pooling, of `in` or (relu) of relu(in * scale + shift) per channel, in one pass and with the bits of KAffine and
- * KMaxPool one after the other; scale and shift NULL: of relu(in). Ties: the first of the window in row-major order, as in
- * PyTorch. in_channels == out_channels. scale and shift are not kept. */
+ * KMaxPool one after the other; scale and shift NULL: of relu(in). Ties: the first of the window in row-major order, as
+ * in PyTorch. in_channels == out_channels. scale and shift are not kept. */
 typedef struct KMaxPool KMaxPool;
 KMaxPool *k_max_pool_new(Layout layout, const ConvShape *shape, int batch, bool relu, const float *scale,
                          const float *shift);

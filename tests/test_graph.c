@@ -338,8 +338,8 @@ static void test_batch_and_threads(void **state) {
     }
 }
 
-/* Asked for less, a lane needs less: the logits alone need about the largest value and what is pooled from it, saliency the
- * gradients of these, too, in the same places. */
+/* Asked for less, a lane needs less: the logits alone need about the largest value and what is pooled from it, saliency
+ * the gradients of these, too, in the same places. */
 static void test_memory_plan(void **state) {
     (void)state;
     Graph *g = make_network(0);

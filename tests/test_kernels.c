@@ -325,7 +325,8 @@ static void test_fused_pool(void **state) {
         const Layout layout = variant & 1 ? LAYOUT_BLOCKED : LAYOUT_PLAIN;
         const bool scales = variant & 2, guided = variant & 4, whole = variant & 8;
         const int ins = B * C * s.in_height * s.in_width, outs = B * C * s.out_height * s.out_width;
-        float *x = numbers(ins, whole), *dy = numbers(outs, whole), *scale = numbers(C, whole), *shift = numbers(C, whole);
+        float *x = numbers(ins, whole), *dy = numbers(outs, whole);
+        float *scale = numbers(C, whole), *shift = numbers(C, whole);
         for (int i = 0; i < ins; i++)
             x[i] = uniform() > 0.98 ? NAN : x[i];
         KAffine *before = k_affine_new(layout, B, C, s.in_height, s.in_width, scales ? scale : NULL, shift, true);
