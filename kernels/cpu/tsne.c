@@ -25,13 +25,16 @@ enum { MASK_ALL, MASK_NONE, MASK_ONCE, MASK_LAST, MASK_ONCE_LAST, MASKS };
 /* Columns of a group: those with pairs that do not count; those whose w the attraction wants; the others. */
 enum { MASKED, KEPT, PLAIN, COLUMNS, COLUMNS_LEAST = 4 };
 
+enum { TIMED_EVERY = 8 }; /* pairs of tiles: looking at the clock for every group would take a percent */
+
 /* What a thread needs for a pair of tiles. Forces: repulsion, attraction. */
 typedef struct {
     _Alignas(64) float w[TSNE_TILE_BLOCKS * TSNE_COLUMN_CELLS];
     float columns[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW], column_push[3 * TSNE_TILE_BLOCKS * TSNE_WINDOW];
     float last_rows[3 * TSNE_GROUP * TSNE_BLOCK]; /* of a group that has fewer blocks */
     float column_pull[3 * TSNE_TILE], row_push[3 * TSNE_TILE], row_pull[3 * TSNE_TILE], group_w[TSNE_TILE / TSNE_GROUP];
-    double seconds, pull_seconds;
+    bool timed;
+    double seconds, pull_seconds; /* of the pairs of tiles that are timed */
 } Work;
 
 typedef struct {
@@ -79,7 +82,8 @@ double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross
 #pragma omp parallel for schedule(dynamic, 1) reduction(+ : total_w, total_cross)
     for (int64_t t = 0; t < affinities->tiles; t++) {
         Work *work = scratch.work + omp_get_thread_num();
-        const double since = omp_get_wtime();
+        work->timed = t % TIMED_EVERY == 0;
+        const double since = work->timed ? omp_get_wtime() : 0;
         Pair pair = pair_of(affinities, t, shape);
         total_cross += (int64_t)(find_forces(work, scratch.mask, &pair, cross, y, shape) / TSNE_LOG_UNIT);
         double w = 0;
@@ -87,7 +91,7 @@ double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross
             w += (double)work->group_w[i];
         total_w += (int64_t)(w_scale * w);
         add_forces(sums, work, scratch.lock, &pair, shape);
-        work->seconds += omp_get_wtime() - since;
+        work->seconds += work->timed ? omp_get_wtime() - since : 0;
     }
     add_to_all(sums, shape, TSNE_TOTAL_W, total_w);
     add_to_all(sums, shape, TSNE_TOTAL_CROSS, total_cross);
@@ -234,11 +238,11 @@ static double find_forces(Work *work, float (*mask)[TSNE_CELL], Pair *pair, bool
         repel_group(work, mask, group, pair, kept, own, shape);
         if (cells == 0)
             continue;
-        const double since = omp_get_wtime();
+        const double since = work->timed ? omp_get_wtime() : 0;
         logs += tsne_inner()->map[A - 2].attract[cpu_divides()](work->row_pull + group * TSNE_GROUP * floats,
                                                                 work->column_pull, cell, cells, &pair->value, work->w,
                                                                 own, work->columns, cross, &pair->ahead);
-        work->pull_seconds += omp_get_wtime() - since;
+        work->pull_seconds += work->timed ? omp_get_wtime() - since : 0;
         cell += cells;
     }
     return logs;
@@ -290,15 +294,13 @@ static void add_forces(int64_t *sums, Work *work, omp_lock_t *lock, const Pair *
         const int64_t first = pair->tile[side] * TSNE_TILE_BLOCKS;
         int64_t part = first / shape->count, place = first % shape->count;
         omp_set_lock(&lock[pair->tile[side]]);
-        for (int b = 0; b < pair->blocks[side]; b++) {
+        for (int b = 0, run; b < pair->blocks[side]; b += run, place = 0, part++) { /* of blocks in one part */
+            const int64_t left = shape->count - place;
+            run = left < pair->blocks[side] - b ? (int)left : pair->blocks[side] - b;
             int64_t *block = sums + part * k_tsne_sums(shape) + 2 * place * floats; /* repulsion, then attraction */
-            tsne_inner()->add_fixed(block, push[side] + b * floats, floats, push_scale);
+            tsne_inner()->add_fixed(block, push[side] + b * floats, run, floats, push_scale);
             if (pair->cells > 0)
-                tsne_inner()->add_fixed(block + floats, pull[side] + b * floats, floats, pull_scale);
-            if (++place == shape->count) {
-                place = 0;
-                part++;
-            }
+                tsne_inner()->add_fixed(block + floats, pull[side] + b * floats, run, floats, pull_scale);
         }
         omp_unset_lock(&lock[pair->tile[side]]);
     }

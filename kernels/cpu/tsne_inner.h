@@ -50,8 +50,9 @@ typedef struct {
 
 typedef struct {
     TsneMapLoops map[2]; /* of 2 and of 3 axes */
-    /* sum (n) += term (n) * scale, rounded towards zero. */
-    void (*add_fixed)(int64_t *sum, const float *term, int n, double scale);
+    /* sum (blocks, 2, floats), the first of each two, += term (blocks, floats) * scale, rounded towards zero; floats is a
+     * multiple of 16. */
+    void (*add_fixed)(int64_t *sum, const float *term, int blocks, int floats, double scale);
     /* Squared distances of `blocks` blocks of rows xi (blocks, D, 16) from the 16 points xj (D, 16):
      * d + b * stride (16 points, 16 rows). */
     void (*distances)(float *d, int64_t stride, int blocks, const float *xi, const float *xj, int D);
