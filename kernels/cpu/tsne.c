@@ -76,22 +76,28 @@ size_t k_tsne_scratch(const TsneShape *shape) {
 double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross, const float *y,
                      const TsneShape *shape, void *memory) {
     const double w_scale = 1 / k_tsne_w_unit(shape->points);
-    memset(sums, 0, (size_t)(shape->parts * k_tsne_sums(shape)) * sizeof *sums);
+    const int64_t all_sums = shape->parts * k_tsne_sums(shape);
     Scratch scratch = scratch_begin(memory, shape);
     int64_t total_w = 0, total_cross = 0;
-#pragma omp parallel for schedule(dynamic, 1) reduction(+ : total_w, total_cross)
-    for (int64_t t = 0; t < affinities->tiles; t++) {
-        Work *work = scratch.work + omp_get_thread_num();
-        work->timed = t % TIMED_EVERY == 0;
-        const double since = work->timed ? omp_get_wtime() : 0;
-        Pair pair = pair_of(affinities, t, shape);
-        total_cross += (int64_t)(find_forces(work, scratch.mask, &pair, cross, y, shape) / TSNE_LOG_UNIT);
-        double w = 0;
-        for (int i = 0; i < TSNE_TILE / TSNE_GROUP; i++)
-            w += (double)work->group_w[i];
-        total_w += (int64_t)(w_scale * w);
-        add_forces(sums, work, scratch.lock, &pair, shape);
-        work->seconds += work->timed ? omp_get_wtime() - since : 0;
+#pragma omp parallel reduction(+ : total_w, total_cross)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < all_sums; i++)
+            sums[i] = 0;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < affinities->tiles; t++) {
+            Work *work = scratch.work + omp_get_thread_num();
+            work->timed = t % TIMED_EVERY == 0;
+            const double since = work->timed ? omp_get_wtime() : 0;
+            Pair pair = pair_of(affinities, t, shape);
+            total_cross += (int64_t)(find_forces(work, scratch.mask, &pair, cross, y, shape) / TSNE_LOG_UNIT);
+            double w = 0;
+            for (int i = 0; i < TSNE_TILE / TSNE_GROUP; i++)
+                w += (double)work->group_w[i];
+            total_w += (int64_t)(w_scale * w);
+            add_forces(sums, work, scratch.lock, &pair, shape);
+            work->seconds += work->timed ? omp_get_wtime() - since : 0;
+        }
     }
     add_to_all(sums, shape, TSNE_TOTAL_W, total_w);
     add_to_all(sums, shape, TSNE_TOTAL_CROSS, total_cross);
@@ -104,31 +110,47 @@ double k_tsne_forces(int64_t *sums, const TsneAffinities *affinities, bool cross
     return seconds > 0 ? pull_seconds / seconds : 0;
 }
 
+/* What a step is made of, for all blocks: the gradient is factor * (pull_scale * attraction - over_z * repulsion). */
+typedef struct {
+    double factor, pull_scale, over_z;
+    float momentum, rate;
+} Descent;
+
+/* One block; squares (floats) of gain * gradient. */
+CPU_CLONES static void update_block(float *y, float *update, float *gains, double *squares, const int64_t *repulsion,
+                                    const int64_t *attraction, const Descent *d, int floats) {
+#pragma omp simd
+    for (int i = 0; i < floats; i++) {
+        const double pull = d->pull_scale * (double)attraction[i] - (double)repulsion[i] * d->over_z;
+        float gradient = (float)(d->factor * pull);
+        float gain = update[i] * gradient < 0 ? gains[i] + 0.2f : gains[i] * 0.8f;
+        gain = gain < 0.01f ? 0.01f : gain;
+        gradient *= gain;
+        gains[i] = gain;
+        update[i] = d->momentum * update[i] - d->rate * gradient;
+        y[i] += update[i];
+        squares[i] = (double)gradient * gradient;
+    }
+}
+
 void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, const int64_t *sums,
                    const TsneShape *shape, const TsneStep *step) {
     const int floats = shape->axes * TSNE_BLOCK;
     const double w_sum = 2 * (double)sums[k_tsne_sums(shape) - TSNE_TOTALS + TSNE_TOTAL_W];
-    const double over_z = k_tsne_force_unit(shape->points) / (w_sum * k_tsne_w_unit(shape->points));
-    const double pull_scale = step->exaggeration * TSNE_PULL_UNIT;
-    const double factor = shape->axes == 2 ? 4 : 3; /* 2 (dof + 1) / dof, dof = axes - 1 */
-    const float momentum = (float)step->momentum, rate = (float)step->learning_rate;
+    const Descent descent = {.factor = shape->axes == 2 ? 4 : 3, /* 2 (dof + 1) / dof, dof = axes - 1 */
+                             .pull_scale = step->exaggeration * TSNE_PULL_UNIT,
+                             .over_z = k_tsne_force_unit(shape->points) / (w_sum * k_tsne_w_unit(shape->points)),
+                             .momentum = (float)step->momentum,
+                             .rate = (float)step->learning_rate};
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < shape->count; b++) {
-        const int64_t *repulsion = sums + 2 * b * floats, *attraction = repulsion + floats;
-        double squares = 0;
-        for (int k = 0; k < floats; k++) {
-            const int64_t i = b * floats + k;
-            double pull = pull_scale * (double)attraction[k] - (double)repulsion[k] * over_z;
-            float gradient = (float)(factor * pull);
-            gains[i] = update[i] * gradient < 0 ? gains[i] + 0.2f : gains[i] * 0.8f;
-            gains[i] = gains[i] < 0.01f ? 0.01f : gains[i];
-            gradient *= gains[i];
-            update[i] = momentum * update[i] - rate * gradient;
-            y_mine[i] += update[i];
-            squares += (double)gradient * gradient;
-        }
+        const int64_t *repulsion = sums + 2 * b * floats, at = b * floats;
+        double squares[3 * TSNE_BLOCK], total = 0;
+        update_block(y_mine + at, update + at, gains + at, squares, repulsion, repulsion + floats, &descent, floats);
+        for (int i = 0; i < floats; i++)
+            total += squares[i];
         if (norm)
-            norm[b] = squares;
+            norm[b] = total;
     }
 }
 
