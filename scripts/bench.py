@@ -60,7 +60,7 @@ def busy_seconds() -> float:
 
 
 def measured(command: list[str], cores: int) -> dict[str, float]:
-    """Runs to the end on `cores` cores: its seconds, MiB of its largest process, CPU seconds of others meanwhile."""
+    """Runs to the end on `cores` cores: its seconds, CPU seconds of others meanwhile."""
     mine = sorted(os.sched_getaffinity(0))[:cores]
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment = os.environ | MPI | dict.fromkeys(names, str(cores))
@@ -72,11 +72,11 @@ def measured(command: list[str], cores: int) -> dict[str, float]:
     if process.returncode != 0:
         raise SystemExit(f"bench.py: {' '.join(command)}: ended with status {process.returncode}")
     others = busy_seconds() - before - usage.ru_utime - usage.ru_stime
-    return {"whole": seconds, "MiB": usage.ru_maxrss / 1024, "others": max(others, 0)}
+    return {"whole": seconds, "others": max(others, 0)}
 
 
 def ours(options: argparse.Namespace, arguments: list[str], ranks: int = 1, threads: int = 2) -> dict[str, float]:
-    """The program; adds its stages' seconds and its KL."""
+    """The program; adds its stages' seconds, MiB of its largest rank, and its KL."""
     import xarray as xr
 
     output = options.folder / "bench.nc"
@@ -84,6 +84,7 @@ def ours(options: argparse.Namespace, arguments: list[str], ranks: int = 1, thre
                     "--quiet", "--overwrite", "--threads", str(threads), "--output", str(output)], ranks * threads)
     with xr.open_dataset(output) as ds:
         run |= {k.removeprefix("run_seconds_"): float(v) for k, v in ds.attrs.items() if k.startswith("run_seconds_")}
+        run["MiB"] = float(ds.attrs["run_bytes_memory"]) / 2**20
         for name in ds.variables:
             if name.endswith("_tsne_kl"):
                 run["kl"] = float(ds[name])
@@ -126,7 +127,15 @@ def run_peer(kind: str, data: str, said: str) -> None:
             y = made.fit_transform(x)
         seconds = time.perf_counter() - start
         np.save(Path(said).with_name("peer.npy"), y)
-    Path(said).write_text(json.dumps({"compute": seconds}))
+    Path(said).write_text(json.dumps({"compute": seconds, "MiB": peak_memory()}))
+
+
+def peak_memory() -> float:
+    """MiB of this process at most, nan where unknown. Not getrusage's, which begins with what it was forked from."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
 
 
 def run_torch(kind: str, images: np.ndarray) -> float:
