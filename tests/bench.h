@@ -9,9 +9,10 @@ typedef struct {
     double flops, bytes;
 } Peak;
 
-/* Operations of the repulsion of a pair of points, and more of its attraction, that only one kind of unit of this processor
- * can do: their bounds. */
+/* Operations of the repulsion of a pair of points, of that in two ways one by one, and more of its attraction, that only one
+ * kind of unit of this processor can do: their bounds. */
 int bench_pair_operations(void);
+int bench_two_way_operations(void);
 int bench_pull_operations(void);
 
 /* Device memory (count) with random numbers from -size to size. */

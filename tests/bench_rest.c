@@ -275,6 +275,7 @@ static void time_tsne(void) {
     line("t-SNE, P filled: distances", fill, &t, pairs * 2 * D, 4 * kept);
     const int force = bench_pair_operations(), pull = bench_pull_operations();
     line("t-SNE, repulsion, by what bounds a pair", repulsion, &t, pairs * force, 0);
+    line("t-SNE, repulsion, by what bounds two ways one by one", repulsion, &t, pairs * bench_two_way_operations(), 0);
     line("t-SNE, both forces, P read", forces, &t, pairs * force + kept * pull, 4 * kept);
     repulsion(&t);
     line("t-SNE, update: 5 numbers read, 3 written", update, &t, 0, (2 * 8 + 6 * 4.0) * N * 2);
