@@ -149,9 +149,9 @@ void k_max_pool_free(KMaxPool *pool);
 size_t k_max_pool_saved(const KMaxPool *pool); /* bytes kept from forward to backward: where each maximum was */
 /* saved NULL: not kept. */
 void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in);
-/* out: what forward gave; read with a relu only. guided: as in k_affine_backward. */
-void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
-                         const void *saved, bool guided);
+/* guided: as in k_affine_backward. */
+void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved,
+                         bool guided);
 
 /* Mean of each window, in and out in `layout`: over the cells inside the image, or (count_padding) inside the image with
  * its padding, as in PyTorch. */

@@ -45,6 +45,9 @@ ON_BOTH Window window_at(const ConvShape *s, int y, int x) {
     return w;
 }
 
+/* What max pooling keeps as the position of a largest number that a relu stopped: of no number in any window. */
+enum { MAX_POOL_NOWHERE = UINT16_MAX };
+
 /* Cells a window's sum is divided by. */
 ON_BOTH float cells_of(const ConvShape *s, Window w, int y, int x, bool count_padding) {
     const int down = apart(s->dilation_height), across = apart(s->dilation_width);

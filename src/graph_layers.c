@@ -155,7 +155,7 @@ static void max_pool_forward(const Step *step, Lane *lane, const ForwardArgs *a)
 }
 
 static void max_pool_backward(const Step *step, Lane *lane, const BackwardArgs *a) {
-    k_max_pool_backward(lane, step->kernel, a->din[0], a->dout, a->out, a->saved, a->guided);
+    k_max_pool_backward(lane, step->kernel, a->din[0], a->dout, a->saved, a->guided);
 }
 
 static void average_pool_prepare(Step *step) {

@@ -217,7 +217,7 @@ static void assign_forward(Plan *plan) {
             p->plain = new_slot(plan, bytes_of(plan, i, LAYOUT_PLAIN), i);
         if (p->value_wanted)
             keep_until(plan, p->plain, the_end(plan));
-        if ((op->keeps_output || p->step.relu) && p->flows)
+        if (op->keeps_output && p->flows)
             keep_until(plan, p->value, backward_time(plan, i));
         if (p->step.saved_bytes) {
             p->saved = new_slot(plan, p->step.saved_bytes, i);

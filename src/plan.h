@@ -45,7 +45,7 @@ typedef struct {
     int least, most;                            /* values read; INT_MAX: any number */
     void (*shape)(Node *node, const Shape *in); /* checks the node and sets its shape; dies when it does not fit */
     bool in_place;                              /* out may be one of in (of its size), and din[0] may be dout */
-    bool keeps_output, keeps_inputs;            /* backward reads them; the output also of a step with relu */
+    bool keeps_output, keeps_inputs;            /* backward reads them */
     void (*prepare)(Step *step);
     void (*release)(Step *step); /* NULL: nothing to free */
     void (*forward)(const Step *step, Lane *lane, const ForwardArgs *args);

@@ -73,7 +73,7 @@ int bench_pair_operations(void) {
     return cpu_divides() ? 7 : 16;
 }
 
-/* Of a pair whose two directions are computed one by one, as peers do: twice 2 differences, 2 for the distance, 6 for the
+/* Of a pair whose two directions are computed one by one: twice 2 differences, 2 for the distance, 6 for the
  * reciprocal, 2 for the square and the sum, 2 for the force; on Zen twice 5 of its multiplications, and the division, which
  * takes their units for the time of 2. */
 int bench_two_way_operations(void) {

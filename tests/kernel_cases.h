@@ -261,7 +261,7 @@ static void fast_backward(Lane *lane, const Fast *f, const Laid *l) {
     case OP_CONV: k_conv_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     case OP_BATCH_NORM:
     case OP_RELU: k_affine_backward(lane, f->kernel, l->dx, l->dy, relu ? l->y : NULL, false); break;
-    case OP_MAX_POOL: k_max_pool_backward(lane, f->kernel, l->dx, l->dy, l->y, l->saved, false); break;
+    case OP_MAX_POOL: k_max_pool_backward(lane, f->kernel, l->dx, l->dy, l->saved, false); break;
     case OP_LINEAR: k_linear_backward(lane, f->kernel, l->dx, l->dy, l->scratch); break;
     default:
         k_global_average_backward(lane, l->dx, f->in, l->dy, f->batch, shape_channels(in), shape_height(in),

@@ -348,12 +348,12 @@ static void test_fused_pool(void **state) {
         k_from_plain(lane, out[0], layout, given_dy, B, C, s.out_height, s.out_width);
         k_affine_forward(lane, before, in[1], in[0]);
         k_max_pool_forward(lane, alone, out[1], saved, in[1]);
-        k_max_pool_backward(lane, alone, in[2], out[0], NULL, saved, guided);
+        k_max_pool_backward(lane, alone, in[2], out[0], saved, guided);
         k_affine_backward(lane, before, in[3], in[2], in[1], guided);
         lane_sync(lane);
         device_spoil(saved, saved_bytes);
         k_max_pool_forward(lane, fused, out[2], saved, in[0]);
-        k_max_pool_backward(lane, fused, in[4], out[0], out[2], saved, guided);
+        k_max_pool_backward(lane, fused, in[4], out[0], saved, guided);
         k_max_pool_forward(lane, fused, out[3], NULL, in[0]);
         float *got[5];
         for (int k = 0; k < 5; k++) {
@@ -392,7 +392,7 @@ static void test_max_pool_ties(void **state) {
     float *device_dx = device_new(NULL, k_value_bytes(LAYOUT_PLAIN, 1, 1, 2, 4));
     void *saved = device_new(NULL, k_max_pool_saved(pool));
     k_max_pool_forward(lane, pool, device_y, saved, device_x);
-    k_max_pool_backward(lane, pool, device_dx, device_dy, NULL, saved, false);
+    k_max_pool_backward(lane, pool, device_dx, device_dy, saved, false);
     device_take(lane, dx, device_dx, sizeof dx);
     assert_memory_equal(dx, dx_expected, sizeof dx_expected);
     k_max_pool_free(pool);

@@ -7,7 +7,7 @@
  *
  * With the batch norm and the relu before it in the same pass, a value is read once, and nothing of its size is written
  * or kept: the largest of some numbers is the same before and after a relu, and where it is not above 0 no gradient
- * passes, whichever of them had it. */
+ * passes, whichever of them had it: its position is MAX_POOL_NOWHERE. */
 #include <string.h>
 
 #include "cpu.h"
@@ -118,7 +118,7 @@ static inline __attribute__((always_inline)) void pool_block(float *restrict out
                 out[c] = before->relu && best[c] <= 0 ? 0 : best[c];
             if (keep) {
                 for (int c = 0; c < width; c++)
-                    saved[c] = (uint16_t)position[c];
+                    saved[c] = (uint16_t)(before->relu && !(best[c] > 0) ? MAX_POOL_NOWHERE : position[c]);
                 saved += width;
             }
         }
@@ -131,11 +131,9 @@ static inline __attribute__((always_inline)) float scaled_back(float gradient, c
     return before->scale ? g * before->scale[c] : g;
 }
 
-/* As pool_block. value: what forward gave, NULL without a relu. A window's gradient goes to the position that had its
- * largest value, unless that is a number that the relu stopped; where windows meet, gradients are added first. covered:
- * quartering leaves no cell out, and each is written once and for all. */
+/* As pool_block. A window's gradient goes to its position; where windows meet, gradients are added before they go on.
+ * covered: quartering leaves no cell out, and each is written once and for all. */
 static inline __attribute__((always_inline)) void unpool_block(float *restrict din, const float *restrict dout,
-                                                               const float *restrict value,
                                                                const uint16_t *restrict saved, const ConvShape *s,
                                                                const Before *before, bool guided, bool quartering,
                                                                bool covered, int width) {
@@ -146,22 +144,17 @@ static inline __attribute__((always_inline)) void unpool_block(float *restrict d
     for (int y = 0; y < s->out_height; y++)
         for (int x = 0; x < s->out_width; x++, dout += width, saved += width) {
             const Window w = quartering ? quarter_at(y, x) : window_at(s, y, x);
-            float passed[CPU_WIDTH_MAX];
-#pragma omp simd
-            for (int c = 0; c < width; c++)
-                passed[c] = !value || value[c] > 0 ? dout[c] : 0;
             for (int i = w.top, here = 0; i < w.bottom; i += down)
                 for (int j = w.left; j < w.right; j += across, here++) {
                     float *to = din + ((int64_t)i * s->in_width + j) * width;
 #pragma omp simd
                     for (int c = 0; c < width; c++) {
-                        const float share = saved[c] == here ? passed[c] : 0;
+                        const float share = saved[c] == here ? dout[c] : 0;
                         to[c] = covered ? scaled_back(share, before, guided, c) : quartering ? share : to[c] + share;
                     }
                 }
-            value = value ? value + width : NULL;
         }
-    for (int64_t p = 0; !covered && value && p < pixels; p++)
+    for (int64_t p = 0; !covered && before->relu && p < pixels; p++)
 #pragma omp simd
         for (int c = 0; c < width; c++)
             din[p * width + c] = scaled_back(din[p * width + c], before, guided, c);
@@ -191,29 +184,27 @@ static inline __attribute__((always_inline)) void pool_any(float *out, uint16_t 
         pool_scaled(out, saved, in, s, before, false, width);
 }
 
-static inline __attribute__((always_inline)) void unpool_scaled(float *din, const float *dout, const float *value,
-                                                                const uint16_t *saved, const ConvShape *s,
-                                                                const Before *before, bool guided, bool quartering,
-                                                                bool covered, int width) {
-    const Before not_scaled = {NULL, NULL, before->relu};
-    if (!value)
-        unpool_block(din, dout, NULL, saved, s, &not_scaled, false, quartering, covered, width);
+static inline __attribute__((always_inline)) void unpool_scaled(float *din, const float *dout, const uint16_t *saved,
+                                                                const ConvShape *s, const Before *before, bool guided,
+                                                                bool quartering, bool covered, int width) {
+    const Before nothing = {NULL, NULL, false}, relu = {NULL, NULL, true};
+    if (!before->relu)
+        unpool_block(din, dout, saved, s, &nothing, false, quartering, covered, width);
     else if (before->scale)
-        unpool_block(din, dout, value, saved, s, before, guided, quartering, covered, width);
+        unpool_block(din, dout, saved, s, before, guided, quartering, covered, width);
     else
-        unpool_block(din, dout, value, saved, s, &not_scaled, guided, quartering, covered, width);
+        unpool_block(din, dout, saved, s, &relu, guided, quartering, covered, width);
 }
 
-static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const float *value,
-                                                             const uint16_t *saved, const ConvShape *s,
-                                                             const Before *before, bool guided, bool quartering,
-                                                             int width) {
+static inline __attribute__((always_inline)) void unpool_any(float *din, const float *dout, const uint16_t *saved,
+                                                             const ConvShape *s, const Before *before, bool guided,
+                                                             bool quartering, int width) {
     if (quartering && s->in_height == 2 * s->out_height && s->in_width == 2 * s->out_width)
-        unpool_scaled(din, dout, value, saved, s, before, guided, true, true, width);
+        unpool_scaled(din, dout, saved, s, before, guided, true, true, width);
     else if (quartering)
-        unpool_scaled(din, dout, value, saved, s, before, guided, true, false, width);
+        unpool_scaled(din, dout, saved, s, before, guided, true, false, width);
     else
-        unpool_scaled(din, dout, value, saved, s, before, guided, false, false, width);
+        unpool_scaled(din, dout, saved, s, before, guided, false, false, width);
 }
 
 CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *saved, const float *in) {
@@ -236,7 +227,7 @@ CPU_CLONES void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out,
         }
 }
 
-CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
+CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout,
                                     const void *saved, bool guided) {
     (void)lane;
     const ConvShape *s = &pool->shape;
@@ -245,16 +236,14 @@ CPU_CLONES void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din
     const int64_t out_step = (int64_t)s->out_height * s->out_width * width;
     const bool quartering = is_quartering(s);
     const uint16_t *positions = saved;
-    const float *value = pool->relu ? out : NULL;
     for (int b = 0; b < pool->batch; b++)
         for (int block = 0; block < blocks; block++, din += in_step, dout += out_step, positions += out_step) {
             const Before before = before_block(pool, block * width);
             switch (width) {
-            case 16: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 16); break;
-            case 8: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 8); break;
-            default: unpool_any(din, dout, value, positions, s, &before, guided, quartering, 1);
+            case 16: unpool_any(din, dout, positions, s, &before, guided, quartering, 16); break;
+            case 8: unpool_any(din, dout, positions, s, &before, guided, quartering, 8); break;
+            default: unpool_any(din, dout, positions, s, &before, guided, quartering, 1);
             }
-            value = value ? value + out_step : NULL;
         }
 }
 

@@ -145,12 +145,12 @@ void k_tsne_update(float *y_mine, float *update, float *gains, double *norm, con
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < shape->count; b++) {
         const int64_t *repulsion = sums + 2 * b * floats, at = b * floats;
-        double squares[3 * TSNE_BLOCK], total = 0;
+        double squares[3 * TSNE_BLOCK];
         update_block(y_mine + at, update + at, gains + at, squares, repulsion, repulsion + floats, &descent, floats);
-        for (int i = 0; i < floats; i++)
-            total += squares[i];
         if (norm)
-            norm[b] = total;
+            norm[b] = 0;
+        for (int i = 0; norm && i < floats; i++)
+            norm[b] += squares[i];
     }
 }
 

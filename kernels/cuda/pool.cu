@@ -77,7 +77,7 @@ static __device__ __forceinline__ float scaled(float value, bool scales, float b
 }
 
 /* The relu comes last: the largest number is the same before and after it, and where it is not above 0 no gradient
- * passes, whichever position had it. */
+ * passes, whichever position had it: MAX_POOL_NOWHERE is kept. */
 static __global__ void max_forward(float *out, uint16_t *saved, const float *in, ConvShape s, Before before,
                                    uint32_t sample, int64_t batch) {
     const uint32_t i = work_index();
@@ -101,7 +101,7 @@ static __global__ void max_forward(float *out, uint16_t *saved, const float *in,
             }
         out[b * sample + i] = before.relu && best <= 0 ? 0 : best;
         if (saved)
-            saved[b * sample + i] = (uint16_t)position;
+            saved[b * sample + i] = (uint16_t)(before.relu && !(best > 0) ? MAX_POOL_NOWHERE : position);
     }
 }
 
@@ -119,9 +119,8 @@ static __device__ __forceinline__ Reach reach(int at, int pad, int span, int str
     return {first > 0 ? (first + stride - 1) / stride : 0, last < out_size ? last + 1 : out_size};
 }
 
-/* value: what forward gave, NULL without a relu. */
-static __global__ void max_backward(float *din, const float *dout, const float *value, const uint16_t *saved,
-                                    ConvShape s, Before before, bool guided, uint32_t sample, int64_t batch) {
+static __global__ void max_backward(float *din, const float *dout, const uint16_t *saved, ConvShape s, Before before,
+                                    bool guided, uint32_t sample, int64_t batch) {
     const uint32_t i = work_index();
     if (i >= sample)
         return;
@@ -140,10 +139,10 @@ static __global__ void max_backward(float *din, const float *dout, const float *
                                        below % down == 0 && right % across == 0;
                 const int width = (w.right - w.left + across - 1) / across;
                 const int64_t from = plane + (int64_t)y * s.out_width + x;
-                if (in_window && saved[from] == below / down * width + right / across && (!value || value[from] > 0))
+                if (in_window && saved[from] == below / down * width + right / across)
                     sum += dout[from];
             }
-        sum = guided && value && sum < 0 ? 0 : sum;
+        sum = guided && before.relu && sum < 0 ? 0 : sum;
         din[b * sample + i] = before.scale ? sum * before.scale[at.channel] : sum;
     }
 }
@@ -154,12 +153,11 @@ void k_max_pool_forward(Lane *lane, const KMaxPool *pool, float *out, void *save
                static_cast<uint16_t *>(saved), in, pool->shape, pool->before, sample, pool->batch);
 }
 
-void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const float *out,
-                         const void *saved, bool guided) {
+void k_max_pool_backward(Lane *lane, const KMaxPool *pool, float *din, const float *dout, const void *saved,
+                         bool guided) {
     const int64_t sample = in_sample(&pool->shape);
     gpu_launch(max_backward, work_grid(sample, pool->batch), WORK_THREADS, 0, lane->stream, din, dout,
-               pool->before.relu ? out : NULL, static_cast<const uint16_t *>(saved), pool->shape, pool->before, guided,
-               sample, pool->batch);
+               static_cast<const uint16_t *>(saved), pool->shape, pool->before, guided, sample, pool->batch);
 }
 
 static __global__ void plane_averages(float *out, const float *in, int64_t planes, int pixels) {
